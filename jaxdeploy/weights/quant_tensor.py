@@ -3,7 +3,9 @@
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int32, UInt8
+from jaxtyping import Array, Float
+
+from jaxdeploy.pytree import Leaf
 
 
 @flax.struct.dataclass
@@ -21,10 +23,10 @@ class QuantTensor:
         group_size: G, inputs that share a scale.
     """
 
-    packed: UInt8[Array, "*L N K/2"]
-    scale: Float[Array, "*L K/G N"]
-    zero: UInt8[Array, "*L K/G N"]
-    perm: Int32[Array, "*L K"] | None = None
+    packed: Leaf  # uint8 [*L, N, K/2]
+    scale: Leaf  # float [*L, K/G, N]
+    zero: Leaf  # uint8 [*L, K/G, N]
+    perm: Leaf | None = None  # int32 [*L, K]
     group_size: int = flax.struct.field(pytree_node=False, default=128)
 
     @property

@@ -1,0 +1,63 @@
+"""Options of the engine, with LMDeploy's names and defaults."""
+
+from dataclasses import dataclass
+
+from jaxdeploy.errors import ConfigError
+
+QUANT_POLICIES = (0, 8, 4)
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+MODEL_FORMATS = ("hf", "awq", "gptq", "compressed-tensors", "gguf", "orbax")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """How a model is loaded and served.
+
+    Attributes:
+        dtype: of activations and of weights that are not quantized; "auto" is the checkpoint's own on a GPU, float32 on a CPU.
+        model_format: what the checkpoint must be; None takes what it is.
+        tp: GPUs to spread the model over; only 1 for now.
+        session_len: most tokens of a request, prompt and answer; None takes the model's context length.
+        max_batch_size: most sequences that run at once; None is 128 on a GPU, 8 on a CPU.
+        cache_max_entry_count: a float in (0, 1) is the share of the memory left free by weights and step buffers that the KV cache
+            takes; an integer >= 1 is its number of pages.
+        cache_block_seq_len: tokens of a page.
+        quant_policy: 0 keeps K and V in ``dtype``, 8 and 4 quantize them online to that many bits.
+        max_prefill_token_num: most prompt tokens of one step, over all sequences; None is 4096 on a GPU, 512 on a CPU.
+        seed: seeds the requests that bring no seed of their own; None draws one from the operating system.
+        compile_cache: folder of JAX's persistent compilation cache; None leaves JAX's own setting, "" turns it off.
+    """
+
+    dtype: str = "auto"
+    model_format: str | None = None
+    tp: int = 1
+    session_len: int | None = None
+    max_batch_size: int | None = None
+    cache_max_entry_count: float | int = 0.8
+    cache_block_seq_len: int = 64
+    quant_policy: int = 0
+    max_prefill_token_num: int | None = None
+    seed: int | None = None
+    compile_cache: str | None = None
+
+    def __post_init__(self):
+        """Refuse what can't work, before anything is loaded."""
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"dtype={self.dtype!r} must be one of {DTYPES}")
+        if self.model_format not in (None, *MODEL_FORMATS):
+            raise ConfigError(f"model_format={self.model_format!r} must be one of {MODEL_FORMATS}")
+        if self.tp != 1:
+            raise ConfigError(f"tp={self.tp}: tensor parallelism is not built yet; run with tp=1")
+        if self.quant_policy not in QUANT_POLICIES:
+            raise ConfigError(f"quant_policy={self.quant_policy} must be 0 (none), 8 or 4")
+        for name in ("session_len", "max_batch_size", "max_prefill_token_num"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}={value} must be at least 1")
+        if self.cache_block_seq_len < 1:
+            raise ConfigError(f"cache_block_seq_len={self.cache_block_seq_len} must be at least 1")
+        share = self.cache_max_entry_count
+        if isinstance(share, bool) or not (0 < share < 1 or (share >= 1 and float(share).is_integer())):
+            raise ConfigError(
+                f"cache_max_entry_count={share} must be a share of the free memory in (0, 1) or a whole number of pages >= 1"
+            )

@@ -1,0 +1,135 @@
+"""One decoder layer: attention over the paged cache, then the gated MLP. Weights are stacks, the layer is an index."""
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int32
+
+from jaxdeploy.cache.kv_pages import KVPages
+from jaxdeploy.config.model import ModelConfig
+from jaxdeploy.model.inputs import ModelInputs
+from jaxdeploy.model.linear import StackedLinear
+from jaxdeploy.model.norm import RMSNorm
+from jaxdeploy.model.rope import apply_rotation
+from jaxdeploy.pytree import Leaf
+from pallas_kernels.paged_attention.api import paged_decode, paged_prefill
+
+PREFIX = "model.layers.{layer}."
+
+
+@flax.struct.dataclass
+class StepContext:
+    """What every layer of a pass shares: the inputs, RoPE's tables and the places of the new tokens in the cache."""
+
+    inputs: ModelInputs
+    cos: Leaf  # float32 [T, H/2]
+    sin: Leaf  # float32 [T, H/2]
+    page_ids: Leaf  # int32 [T]
+    offsets: Leaf  # int32 [T]
+
+
+class Attention(nn.Module):
+    """Grouped-query attention; writes the new keys and values to their pages, then attends to the pages alone."""
+
+    config: ModelConfig
+    dtype: str
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "T D"],
+        pages: KVPages,
+        layer: Int32[Array, ""],
+        window: Int32[Array, ""],
+        step: StepContext,
+    ) -> tuple[Float[Array, "T D"], KVPages]:
+        """Attention output (before the residual) and the pool with the new tokens in it."""
+        c, prefix = self.config, PREFIX + "self_attn."
+        heads, kv_heads, head_dim = c.num_heads, c.num_kv_heads, c.head_dim
+        qkv = StackedLinear(
+            c, (prefix + "q_proj", prefix + "k_proj", prefix + "v_proj"), c.hidden_size,
+            (heads + 2 * kv_heads) * head_dim, ("heads", "embed"), c.qkv_bias, self.dtype, name="qkv",
+        )(x, layer).reshape(-1, heads + 2 * kv_heads, head_dim)  # fmt: skip
+        q, k, v = jnp.split(qkv, (heads, heads + kv_heads), axis=1)
+        if c.qk_norm:
+            q = RMSNorm(prefix + "q_norm", head_dim, c.rms_norm_eps, self.dtype, c.num_layers, name="q_norm")(q, layer)
+            k = RMSNorm(prefix + "k_norm", head_dim, c.rms_norm_eps, self.dtype, c.num_layers, name="k_norm")(k, layer)
+        q, k = apply_rotation(q, step.cos, step.sin), apply_rotation(k, step.cos, step.sin)
+        pages = pages.write(layer, k, v, step.page_ids, step.offsets)
+        inputs, scale = step.inputs, head_dim**-0.5
+        if inputs.decode:
+            out = paged_decode(
+                q, pages.k_pages, pages.v_pages, layer, inputs.block_table, inputs.context_lens, window, scale=scale
+            )
+        else:
+            out = paged_prefill(
+                q, pages.k_pages, pages.v_pages, layer, inputs.block_table, inputs.query_start, inputs.context_lens,
+                window, scale=scale,
+            )  # fmt: skip
+        out = StackedLinear(
+            c,
+            (prefix + "o_proj",),
+            heads * head_dim,
+            c.hidden_size,
+            ("embed", "heads"),
+            c.o_bias,
+            self.dtype,
+            name="out",
+        )(out.reshape(-1, heads * head_dim), layer)
+        return out, pages
+
+
+class MLP(nn.Module):
+    """``down(silu(gate(x)) * up(x))``, gate and up joined into one matrix."""
+
+    config: ModelConfig
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "T D"], layer: Int32[Array, ""]) -> Float[Array, "T D"]:
+        """MLP output, before the residual."""
+        c, prefix = self.config, PREFIX + "mlp."
+        gate_up = StackedLinear(
+            c, (prefix + "gate_proj", prefix + "up_proj"), c.hidden_size, 2 * c.intermediate_size, ("ffn", "embed"),
+            c.mlp_bias, self.dtype, name="gate_up",
+        )(x, layer)  # fmt: skip
+        gate, up = jnp.split(gate_up, 2, axis=-1)
+        return StackedLinear(
+            c,
+            (prefix + "down_proj",),
+            c.intermediate_size,
+            c.hidden_size,
+            ("embed", "ffn"),
+            c.mlp_bias,
+            self.dtype,
+            name="down",
+        )(jax.nn.silu(gate) * up, layer)
+
+
+class DecoderLayer(nn.Module):
+    """Body of the scan over layers: carries activations and the page pool, reads its weights by layer number."""
+
+    config: ModelConfig
+    dtype: str
+
+    @nn.compact
+    def __call__(
+        self,
+        carry: tuple[Float[Array, "T D"], KVPages],
+        layer: Int32[Array, ""],
+        window: Int32[Array, ""],
+        step: StepContext,
+    ) -> tuple[tuple[Float[Array, "T D"], KVPages], None]:
+        """One layer; ``window`` is 0 for full attention."""
+        x, pages = carry
+        c = self.config
+
+        def norm(module: str, name: str) -> RMSNorm:
+            return RMSNorm(PREFIX + module, c.hidden_size, c.rms_norm_eps, self.dtype, c.num_layers, name=name)
+
+        normed = norm("input_layernorm", "attention_norm")(x, layer)
+        attended, pages = Attention(c, self.dtype, name="attention")(normed, pages, layer, window, step)
+        x = x + attended
+        x = x + MLP(c, self.dtype, name="mlp")(norm("post_attention_layernorm", "mlp_norm")(x, layer), layer)
+        return (x, pages), None

@@ -1,0 +1,84 @@
+"""Matrix products with one layer of a weight stack, dense or packed int4 alike."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int32
+
+from jaxdeploy.config.model import ModelConfig
+from jaxdeploy.errors import ConfigError
+from jaxdeploy.model.parameter import Source, described
+from jaxdeploy.weights.quant_tensor import QuantTensor
+from pallas_kernels.int4_matmul.api import int4_matmul
+
+
+def linear(x: Float[Array, "*B D"], weight: Array | QuantTensor, layer: Int32[Array, ""]) -> Float[Array, "*B N"]:
+    """``x @ weight[layer].T`` in the dtype of x.
+
+    Args:
+        x: activations.
+        weight: [L, N, D] dense, or a QuantTensor stack.
+        layer: which layer; may be traced. A dense stack is sliced where XLA can fuse the slice, a packed one never.
+    """
+    if isinstance(weight, QuantTensor):
+        if weight.perm is not None:
+            x = jnp.take(x, lax.dynamic_index_in_dim(weight.perm, layer, 0, keepdims=False), axis=-1)
+        return int4_matmul(x, weight.packed, weight.scale, weight.zero, layer, group_size=weight.group_size)
+    matrix = lax.dynamic_index_in_dim(weight, layer, 0, keepdims=False)
+    out = lax.dot_general(x, matrix, (((x.ndim - 1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+    return out.astype(x.dtype)
+
+
+def _random_quant_tensor(key, layers: int, outputs: int, inputs: int, dtype, group_size: int, desc_act: bool):
+    groups = inputs // group_size
+    packed = jax.random.randint(key, (layers, outputs, inputs // 2), 0, 256, jnp.int32).astype(jnp.uint8)
+    # q - zero is spread over [-8, 7], standard deviation 4.6: this scale makes the weights' deviation 0.02.
+    scale = jnp.full((layers, groups, outputs), 0.02 / 4.6, dtype)
+    zero = jnp.full((layers, groups, outputs), 8, jnp.uint8)
+    perm = jnp.broadcast_to(jnp.arange(inputs, dtype=jnp.int32), (layers, inputs)) if desc_act else None
+    return QuantTensor(packed, scale, zero, perm, group_size)
+
+
+class StackedLinear(nn.Module):
+    """The same projection of every layer: weights [L, N, D] (or packed int4) and maybe biases [L, N].
+
+    Attributes:
+        modules: checkpoint modules that are joined along the outputs, e.g. q_proj, k_proj and v_proj.
+        axes: logical names of (outputs, inputs).
+    """
+
+    config: ModelConfig
+    modules: tuple[str, ...]
+    inputs: int
+    outputs: int
+    axes: tuple[str, str]
+    bias: bool
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B D"], layer: Int32[Array, ""]) -> Float[Array, "*B N"]:
+        """Project with one layer's weights."""
+        layers, dtype = self.config.num_layers, jnp.dtype(self.dtype)
+        source = Source(self.modules, "weight", ("layer", *self.axes), stacked=True)
+        quantization = self.config.quantization
+        if quantization is not None and all(quantization.converts(name) for name in self.modules):
+            group_size = self.inputs if quantization.group_size == -1 else quantization.group_size
+            if self.inputs % group_size:
+                raise ConfigError(f"{self.inputs} inputs of {self.modules} must be divisible by {group_size=}")
+            init = partial(
+                _random_quant_tensor, layers=layers, outputs=self.outputs, inputs=self.inputs, dtype=dtype,
+                group_size=group_size, desc_act=quantization.desc_act,
+            )  # fmt: skip
+            weight = self.param("weight", described(init, source))
+        else:
+            shape = (layers, self.outputs, self.inputs)
+            weight = self.param("weight", described(nn.initializers.normal(0.02), source), shape, dtype)
+        out = linear(x, weight, layer)
+        if self.bias:
+            source = Source(self.modules, "bias", ("layer", self.axes[0]), stacked=True)
+            bias = self.param("bias", described(nn.initializers.zeros, source), (layers, self.outputs), dtype)
+            out = out + lax.dynamic_index_in_dim(bias, layer, 0, keepdims=False)
+        return out

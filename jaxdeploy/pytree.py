@@ -1,0 +1,6 @@
+"""What the fields of jaxdeploy's pytree dataclasses hold."""
+
+from typing import Any
+
+Leaf = Any
+"""An array, or what tree functions put in its place (a ShapeDtypeStruct, a sharding, a tracer). The shape stands beside the field."""

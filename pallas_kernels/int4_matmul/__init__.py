@@ -1,0 +1,1 @@
+"""Activations times packed int4 weights."""

@@ -1,0 +1,1 @@
+"""Quantize new keys and values and put them into their pages."""

@@ -1,0 +1,88 @@
+"""Shapes, errors and the choice of implementation of paged attention."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int32
+
+from pallas_kernels.paged_attention.reference import Pages, decode_reference, prefill_reference
+
+IMPLEMENTATIONS = ("reference",)
+
+
+def _check(q: Array, k_pages: Pages, v_pages: Pages, implementation: str | None) -> None:
+    if implementation not in (None, *IMPLEMENTATIONS):
+        raise ValueError(f"{implementation=} is unknown; there are {IMPLEMENTATIONS}")
+    if k_pages.values.shape != v_pages.values.shape or k_pages.bits != v_pages.bits:
+        raise ValueError(f"K and V pools differ: {k_pages.values.shape} and {v_pages.values.shape}")
+    heads, kv_heads = q.shape[1], k_pages.values.shape[2]
+    if heads % kv_heads:
+        raise ValueError(f"{heads=} must be divisible by {kv_heads=}")
+    stored = q.shape[-1] * min(k_pages.bits, 8) // 8
+    if k_pages.values.shape[-1] != stored:
+        raise ValueError(
+            f"head_dim {q.shape[-1]} at {k_pages.bits} bits takes {stored} values, the pool has {k_pages.values.shape[-1]}"
+        )
+
+
+def paged_decode(
+    q: Float[Array, "B N H"],
+    k_pages: Pages,
+    v_pages: Pages,
+    layer: Int32[Array, ""] | int,
+    block_table: Int32[Array, "B W"],
+    context_lens: Int32[Array, " B"],
+    window: Int32[Array, ""] | int = 0,
+    *,
+    scale: float,
+    soft_cap: float = 0.0,
+    implementation: str | None = None,
+) -> Float[Array, "B N H"]:
+    """Attention of one new token per sequence, whose key and value are already in its pages.
+
+    Args:
+        q: queries after RoPE.
+        k_pages, v_pages: pools, bits 16, 8 or 4.
+        layer: which layer's pages; may be traced.
+        block_table: pages of each sequence in order; entries past its context are not looked at.
+        context_lens: tokens in the cache, the new one included; 0 for a padding row, which comes out 0.
+        window: a key is seen if fewer than ``window`` positions back; 0 sees all.
+        scale: factor on q.k, usually H ** -0.5.
+        soft_cap: c in ``c * tanh(q.k / c)``; 0 for none.
+        implementation: name one of IMPLEMENTATIONS to fail if it can't; None takes the first that can.
+
+    Raises:
+        ValueError: shapes that don't fit each other, or an unknown implementation.
+    """
+    _check(q, k_pages, v_pages, implementation)
+    return decode_reference(
+        q, k_pages, v_pages, jnp.asarray(layer, jnp.int32), block_table, context_lens, jnp.asarray(window, jnp.int32),
+        scale=scale, soft_cap=soft_cap,
+    )  # fmt: skip
+
+
+def paged_prefill(
+    q: Float[Array, "T N H"],
+    k_pages: Pages,
+    v_pages: Pages,
+    layer: Int32[Array, ""] | int,
+    block_table: Int32[Array, "B W"],
+    query_start: Int32[Array, "B+1"],
+    context_lens: Int32[Array, " B"],
+    window: Int32[Array, ""] | int = 0,
+    *,
+    scale: float,
+    soft_cap: float = 0.0,
+    implementation: str | None = None,
+) -> Float[Array, "T N H"]:
+    """Causal attention of ragged chunks of new tokens over their cached prefix and themselves.
+
+    Row b owns the queries ``query_start[b]:query_start[b + 1]``; they are the last ones of its ``context_lens[b]`` tokens, all of
+    which are already in its pages. Rows that have queries come first. Other arguments as in ``paged_decode``.
+
+    Raises:
+        ValueError: shapes that don't fit each other, or an unknown implementation.
+    """
+    _check(q, k_pages, v_pages, implementation)
+    return prefill_reference(
+        q, k_pages, v_pages, jnp.asarray(layer, jnp.int32), block_table, query_start, context_lens,
+        jnp.asarray(window, jnp.int32), scale=scale, soft_cap=soft_cap,
+    )  # fmt: skip
