@@ -160,9 +160,9 @@ def _whole(value: Any, key: str, least: int) -> int:
 
 def _family(cfg: Mapping[str, Any]) -> str:
     named = cfg.get("architectures") or []
-    for architecture in named:
-        if architecture in FAMILIES:
-            return FAMILIES[architecture]
+    for architecture, family in FAMILIES.items():
+        if isinstance(named, list | tuple) and architecture in named:
+            return family
     if not named and cfg.get("model_type") in FAMILIES.values():
         return cfg["model_type"]
     shown = f"architectures={named!r}" if named else f"model_type={cfg.get('model_type')!r} (no architectures)"
@@ -212,8 +212,8 @@ def _sliding_windows(family: str, fields: _Fields, num_layers: int) -> tuple[int
     if kinds is None:
         first = 0 if family == "mistral" else _whole(fields.get("max_window_layers"), "max_window_layers", 0)
         return tuple(window or 0 if layer >= first else 0 for layer in range(num_layers))
-    if len(kinds) != num_layers:
-        raise ConfigError(f"layer_types has {len(kinds)} entries, must have num_hidden_layers={num_layers}")
+    if not isinstance(kinds, list | tuple) or len(kinds) != num_layers:
+        raise ConfigError(f"layer_types={kinds!r} must be a list of num_hidden_layers={num_layers} entries")
     windows = []
     for layer, kind in enumerate(kinds):
         if kind not in ("full_attention", "sliding_attention"):

@@ -118,16 +118,19 @@ class _Reader:
             if "factor" in self.params:
                 raise ConfigError(f"{self.section} has a factor but no rope_type; give one of {', '.join(KINDS)}")
             return "default"
-        kind = _ALIASES.get(raw, raw)
+        kind = _ALIASES.get(raw, raw) if isinstance(raw, str) else None
         if kind not in KINDS:
             raise ConfigError(f"{self.section}.{key}={raw!r} is not known; known kinds are {', '.join(KINDS)}")
         return kind
 
     def _theta(self) -> float:
-        if self.params.get("rope_theta") is not None:
-            return self._number("rope_theta")
-        theta = self.cfg.get("rope_theta")
-        return DEFAULT_THETA if theta is None else _positive(theta, "rope_theta")
+        inside = self.params.get("rope_theta") is not None
+        name = f"{self.section}.rope_theta" if inside else "rope_theta"
+        theta = self.params["rope_theta"] if inside else self.cfg.get("rope_theta")
+        theta = DEFAULT_THETA if theta is None else _positive(theta, name)
+        if theta <= 1:
+            raise ConfigError(f"{name}={theta} must be above 1; {DEFAULT_THETA:g} is common")
+        return theta
 
     def _llama3(self, theta: float) -> RopeConfig:
         low, high = self._number("low_freq_factor"), self._number("high_freq_factor")
@@ -171,6 +174,8 @@ class _Reader:
 
     def _longrope(self, theta: float) -> RopeConfig:
         factor, original = self._stretch(), self._original()
+        if original < 2:
+            raise ConfigError(f"{self.section}.original_max_position_embeddings={original} must be at least 2")
         attention = self._optional("attention_factor")
         if attention is None:
             # LongRoPE (arXiv:2402.13753) as published with Phi-3.
