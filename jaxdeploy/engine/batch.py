@@ -1,0 +1,108 @@
+"""From a plan to the one array that a step uploads, and back to named inputs inside the compiled step."""
+
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int32
+
+from jaxdeploy.engine.buckets import Bucket
+from jaxdeploy.engine.scheduler import StepPlan
+from jaxdeploy.model.inputs import ModelInputs
+
+FROM_DEVICE = -1
+"""A token that the device knows already: the one its slot sampled last."""
+
+
+class StepInputs(NamedTuple):
+    """What a step needs besides weights, pages and sampler state."""
+
+    model: ModelInputs
+    from_device: Bool[Array, " T"]
+    prompt: Bool[Array, " T"]
+    slots: Int32[Array, " B"]
+    samples: Bool[Array, " B"]
+    made: Int32[Array, " B"]
+
+
+@dataclass(frozen=True, slots=True)
+class StepLayout:
+    """Where each input lies in the packed int32 array of a bucket.
+
+    Attributes:
+        table_width: W, pages of the longest sequence.
+        padding_slot: slot of rows that hold no sequence.
+    """
+
+    bucket: Bucket
+    table_width: int
+    padding_slot: int
+
+    def fields(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of each part, in order."""
+        t, b = self.bucket.tokens, self.bucket.rows
+        per_token = dict.fromkeys(("tokens", "positions", "rows"), (t,))
+        per_row = dict.fromkeys(("context_lens", "rope_lengths", "prompt_lens", "slots", "samples", "made"), (b,))
+        return {**per_token, **per_row, "query_start": (b + 1,), "block_table": (b, self.table_width)}
+
+    @property
+    def size(self) -> int:
+        """Length of the packed array."""
+        return sum(int(np.prod(shape)) for shape in self.fields().values())
+
+    def _split(self, packed) -> dict:
+        sizes = [int(np.prod(shape)) for shape in self.fields().values()]
+        ends = accumulate(sizes)
+        return {
+            name: packed[end - size : end].reshape(shape)
+            for (name, shape), size, end in zip(self.fields().items(), sizes, ends, strict=True)
+        }
+
+    def pack(self, plan: StepPlan) -> np.ndarray:
+        """The inputs of a plan, int32 [size]."""
+        packed = np.zeros(self.size, np.int32)
+        part = self._split(packed)
+        part["slots"][:] = self.padding_slot
+        start = 0
+        for i, row in enumerate(plan.rows):
+            sequence, end = row.sequence, start + row.count
+            known = sequence.computed
+            # In decode the token to feed is the one this slot sampled in its last step: the device has it.
+            fed = [FROM_DEVICE] if plan.decode else sequence.token_ids[known : known + row.count]
+            part["tokens"][start:end] = fed
+            part["positions"][start:end] = np.arange(known, known + row.count)
+            part["rows"][start:end] = i
+            part["query_start"][i + 1 :] = end
+            part["context_lens"][i] = known + row.count
+            part["rope_lengths"][i] = sequence.rope_length
+            part["prompt_lens"][i] = sequence.prompt_len
+            part["slots"][i] = sequence.slot
+            part["samples"][i] = row.samples
+            part["made"][i] = sequence.made
+            part["block_table"][i, : len(sequence.pages)] = sequence.pages
+            start = end
+        return packed
+
+    def unpack(self, packed: Int32[Array, " size"]) -> StepInputs:
+        """The inputs by name, inside the compiled step."""
+        part = self._split(packed)
+        model = ModelInputs(
+            tokens=part["tokens"],
+            positions=part["positions"],
+            rows=part["rows"],
+            query_start=part["query_start"],
+            context_lens=part["context_lens"],
+            rope_lengths=part["rope_lengths"],
+            block_table=part["block_table"],
+            decode=self.bucket.decode,
+        )
+        return StepInputs(
+            model=model,
+            from_device=part["tokens"] == FROM_DEVICE,
+            prompt=part["positions"] < jnp.take(part["prompt_lens"], part["rows"]),
+            slots=part["slots"],
+            samples=part["samples"] == 1,
+            made=part["made"],
+        )

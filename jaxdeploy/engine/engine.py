@@ -1,0 +1,210 @@
+"""The engine: requests in, outputs out, one step at a time. Not thread-safe; ``EngineRunner`` gives it a thread."""
+
+import itertools
+import secrets
+
+import jax
+
+from jaxdeploy.config.engine import EngineConfig
+from jaxdeploy.config.generation import MAX_LOGIT_BIAS
+from jaxdeploy.config.model import ModelConfig
+from jaxdeploy.engine.executor import Executor, Progress
+from jaxdeploy.engine.limits import Limits
+from jaxdeploy.engine.page_allocator import PageAllocator
+from jaxdeploy.engine.request import Output, Request, Sequence, TokenLogprobs
+from jaxdeploy.engine.scheduler import PlannedRow, Scheduler, StepLimits
+from jaxdeploy.errors import PromptTooLongError, RequestError
+from jaxdeploy.model.decoder import Decoder
+from jaxdeploy.sampling.sampler import Sampled
+from jaxdeploy.sampling.slots import MAX_STOP_IDS, SlotOptions
+from jaxdeploy.text.detokenizer import IncrementalDetokenizer
+from jaxdeploy.text.stop_strings import StopStrings
+from jaxdeploy.text.tokenizer import Tokenizer
+
+
+class Engine:
+    """Continuous batching over one model on one device.
+
+    Args:
+        config, params: the model; weights already on the device, in ``limits.dtype``.
+        tokenizer: turns tokens into text and knows the end tokens.
+        options: see EngineConfig.
+        limits: the options resolved for this model and device.
+        extra_end_ids: tokens that end an answer besides the model's own (a chat template's).
+        progress: told about the compilation of the buckets.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        params: dict,
+        tokenizer: Tokenizer,
+        options: EngineConfig,
+        limits: Limits,
+        *,
+        extra_end_ids: tuple[int, ...] = (),
+        progress: Progress | None = None,
+    ):
+        self.config, self.tokenizer, self.options, self.limits = config, tokenizer, options, limits
+        self.end_ids = frozenset((*config.eos_token_ids, *tokenizer.eos_ids, *extra_end_ids))
+        self.executor = Executor(Decoder(config, limits.dtype), params, options, limits)
+        self.allocator = PageAllocator(self.executor.memory.num_pages)
+        step_limits = StepLimits(
+            batch_size=limits.batch_size,
+            prefill_tokens=limits.prefill_tokens,
+            prefill_rows=self.executor.buckets.prefill[-1].rows,
+            page_size=limits.page_size,
+        )
+        self.scheduler = Scheduler(self.allocator, step_limits)
+        self._in_flight: dict[str, list[Sequence]] = {}
+        self._next_seed = itertools.count(secrets.randbits(31) if options.seed is None else options.seed)
+        self.executor.warm_up(progress)
+
+    @property
+    def memory(self):
+        """MemoryPlan: what weights, pages and steps take."""
+        return self.executor.memory
+
+    @property
+    def session_len(self) -> int:
+        """Most tokens of a request, prompt and answer: what was asked for, or what the pool holds if that is less."""
+        return min(self.limits.session_len, self.memory.tokens)
+
+    @property
+    def has_work(self) -> bool:
+        """True while any answer is unfinished."""
+        return self.scheduler.has_work
+
+    def check(self, request: Request) -> None:
+        """Refuse a request that could never run; safe to call from any thread.
+
+        Raises:
+            PromptTooLongError: prompt plus one token is longer than ``session_len``.
+            RequestError: token ids outside of the vocabulary, or too many of them in one option.
+        """
+        config, vocabulary = request.config, self.config.vocab_size
+        if not request.prompt_ids:
+            raise RequestError("the prompt has no tokens; give at least one", param="prompt")
+        if len(request.prompt_ids) >= self.session_len:
+            raise PromptTooLongError(
+                f"the prompt has {len(request.prompt_ids)} tokens; with at least one new token it must fit the context of "
+                f"{self.session_len} tokens",
+                param="prompt",
+            )
+        named = {"prompt": request.prompt_ids, "logit_bias": config.logit_bias, "bad_token_ids": config.bad_token_ids}
+        for param, ids in {**named, "stop_token_ids": config.stop_token_ids}.items():
+            wrong = next((token for token in ids if not 0 <= token < vocabulary), None)
+            if wrong is not None:
+                raise RequestError(f"token id {wrong} in {param} is outside of the vocabulary of {vocabulary}", param=param)
+        if len({*config.logit_bias, *config.bad_token_ids}) > MAX_LOGIT_BIAS:
+            raise RequestError(f"logit_bias and bad tokens name more than {MAX_LOGIT_BIAS} tokens", param="logit_bias")
+        if len(self.end_ids.union(config.stop_token_ids)) > MAX_STOP_IDS:
+            most = MAX_STOP_IDS - len(self.end_ids)
+            raise RequestError(f"stop_token_ids names more than {most} tokens", param="stop_token_ids")
+
+    def submit(self, request: Request) -> None:
+        """Queue a request; its outputs come from ``step``.
+
+        Raises:
+            RequestError: see ``check``; also an id that is in flight.
+        """
+        self.check(request)
+        if request.id in self._in_flight:
+            raise RequestError(f"request id {request.id!r} is in flight already; choose another")
+        sequences = [self._sequence(request, index) for index in range(request.config.n)]
+        self._in_flight[request.id] = sequences
+        for sequence in sequences:
+            self.scheduler.add(sequence)
+
+    def abort(self, request_id: str) -> list[Output]:
+        """End a request now and free what it holds. Unknown ids (it may have just finished) give no outputs."""
+        outputs = []
+        for sequence in self._in_flight.pop(request_id, ()):
+            if sequence.finish_reason is None:
+                sequence.finish_reason = "abort"
+                self.scheduler.finish(sequence)
+                outputs.append(_output(sequence, ""))
+        return outputs
+
+    def step(self) -> list[Output]:
+        """Run one step, if there is anything to run."""
+        plan, admitted = self.scheduler.plan()
+        for sequence in admitted:
+            self._admit(sequence)
+        if plan is None:
+            return []
+        for row in plan.rows:
+            constraint, slot = row.sequence.constraint, row.sequence.slot
+            if row.samples and constraint is not None and slot is not None:
+                mask = constraint.mask()
+                if mask is not None:
+                    self.executor.set_mask(slot, mask)
+        sampled = self.executor.run(plan)
+        return [output for i, row in enumerate(plan.rows) if (output := self._advance(row, sampled, i)) is not None]
+
+    def _sequence(self, request: Request, index: int) -> Sequence:
+        config, prompt_len = request.config, len(request.prompt_ids)
+        longest = self.session_len if config.max_new_tokens is None else prompt_len + config.max_new_tokens
+        end_ids = frozenset(config.stop_token_ids) if config.ignore_eos else self.end_ids.union(config.stop_token_ids)
+        first_seed = next(self._next_seed) if config.random_seed is None else config.random_seed
+        return Sequence(
+            request=request,
+            index=index,
+            token_ids=list(request.prompt_ids),
+            prompt_len=prompt_len,
+            rope_length=min(longest, self.session_len),
+            max_tokens=min(longest, self.session_len),
+            seed=first_seed + index,
+            end_ids=end_ids,
+            detokenizer=IncrementalDetokenizer(self.tokenizer, request.prompt_ids, config.skip_special_tokens),
+            stops=StopStrings(config.stop_words, config.include_stop_str_in_output) if config.stop_words else None,
+            constraint=request.constraint() if request.constraint else None,
+        )
+
+    def _admit(self, sequence: Sequence) -> None:
+        assert sequence.slot is not None
+        stop_ids = tuple(sorted(sequence.end_ids))
+        options = SlotOptions.of(sequence.request.config, seed=sequence.seed, stop_ids=stop_ids)
+        self.executor.admit(sequence.slot, options)
+
+    def _advance(self, row: PlannedRow, sampled: Sampled, i: int) -> Output | None:
+        sequence, samples = row.sequence, row.samples
+        sequence.computed += row.count
+        if not samples:
+            return None
+        token = int(sampled.tokens[i])
+        text = sequence.append(token)
+        if sequence.finish_reason is not None:
+            self.scheduler.finish(sequence)
+            self._forget(sequence)
+        wanted = sequence.request.config.logprobs
+        logprobs = () if wanted is None else (_logprobs(token, wanted, sampled, i),)
+        return _output(sequence, text, (token,), logprobs)
+
+    def _forget(self, sequence: Sequence) -> None:
+        siblings = self._in_flight.get(sequence.request.id, [])
+        if all(sibling.finish_reason for sibling in siblings):
+            self._in_flight.pop(sequence.request.id, None)
+
+
+def _logprobs(token: int, wanted: int, sampled: Sampled, i: int) -> TokenLogprobs:
+    top = zip(sampled.top_tokens[i, :wanted].tolist(), sampled.top_logprobs[i, :wanted].tolist(), strict=True)
+    return TokenLogprobs(token, float(sampled.logprobs[i]), tuple(top))
+
+
+def _output(sequence: Sequence, text: str, tokens: tuple[int, ...] = (), logprobs: tuple[TokenLogprobs, ...] = ()) -> Output:
+    return Output(
+        request_id=sequence.request.id,
+        index=sequence.index,
+        text=text,
+        token_ids=tokens,
+        logprobs=logprobs,
+        finish_reason=sequence.finish_reason,
+        input_tokens=sequence.prompt_len,
+        output_tokens=sequence.made,
+    )
+
+
+def default_device() -> jax.Device:
+    """The device that the engine runs on."""
+    return jax.devices()[0]

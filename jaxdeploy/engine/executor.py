@@ -1,0 +1,93 @@
+"""Holds what lives on the device (weights, pages, sampler state) and the compiled steps."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdeploy.cache.kv_pages import KVPages
+from jaxdeploy.config.engine import EngineConfig
+from jaxdeploy.engine.batch import StepLayout
+from jaxdeploy.engine.buckets import Bucket, Buckets
+from jaxdeploy.engine.limits import Limits
+from jaxdeploy.engine.memory import plan_memory
+from jaxdeploy.engine.scheduler import StepPlan
+from jaxdeploy.engine.step import lower_step
+from jaxdeploy.model.decoder import Decoder
+from jaxdeploy.sampling.sampler import Sampled
+from jaxdeploy.sampling.slots import SlotOptions, SlotState
+
+Progress = Callable[[str, int, int], None]
+"""Called with a phase ("load", "compile"), what is done and what there is to do."""
+COMPILE_THREADS = 4
+
+
+class Executor:
+    """Runs plans. Everything is compiled by ``warm_up``; nothing compiles afterwards.
+
+    Attributes:
+        memory: what the device holds.
+        steps: how many steps ran.
+    """
+
+    def __init__(self, model: Decoder, params: dict, options: EngineConfig, limits: Limits):
+        self.model, self.params, self.limits = model, params, limits
+        self.buckets = Buckets.of(batch_size=limits.batch_size, prefill_tokens=limits.prefill_tokens)
+        device = next(iter(jax.tree.leaves(params)[0].devices()))
+        self.memory = plan_memory(model, params, options, limits, self.buckets.largest, device)
+        self.pages = KVPages.create(
+            model.config,
+            self.memory.num_pages,
+            page_size=limits.page_size,
+            quant_policy=options.quant_policy,
+            dtype=limits.dtype,
+        )
+        self.state = SlotState.create(limits.batch_size + 1, model.config.vocab_size)
+        self.steps = 0
+        self._compiled: dict[Bucket, Callable] = {}
+        self._admit = jax.jit(SlotState.admit, donate_argnums=0)
+        self._set_mask = jax.jit(SlotState.set_mask, donate_argnums=0)
+
+    def warm_up(self, progress: Progress | None = None) -> None:
+        """Compile every bucket: traced one after another (Python), compiled in parallel (XLA)."""
+        buckets = self.buckets.all
+        with ThreadPoolExecutor(COMPILE_THREADS) as pool:
+            jobs = {}
+            for bucket in buckets:
+                lowered = lower_step(self.model, self._layout(bucket), self.params, self.pages, self.state)
+                jobs[pool.submit(lowered.compile)] = bucket
+            for done, job in enumerate(as_completed(jobs), start=1):
+                self._compiled[jobs[job]] = job.result()
+                if progress:
+                    progress("compile", done, len(buckets))
+        nobody = np.int32(self.limits.batch_size)
+        neutral = jax.tree.map(lambda leaf: np.asarray(leaf[-1]), self.state.options)
+        words = self.state.mask.shape[1]
+        self.state = self._set_mask(self.state, nobody, np.zeros(words, np.uint32))
+        self.state = self._admit(self.state, nobody, neutral)
+
+    def admit(self, slot: int, options: SlotOptions) -> None:
+        """Hand a slot to a new sequence."""
+        self.state = self._admit(self.state, np.int32(slot), options)
+
+    def set_mask(self, slot: int, mask: np.ndarray) -> None:
+        """Restrict a slot's next token to the set bits of ``mask``."""
+        words = np.zeros(self.state.mask.shape[1], np.uint32)
+        words[: len(mask)] = mask[: len(words)]
+        self.state = self._set_mask(self.state, np.int32(slot), words)
+
+    def run(self, plan: StepPlan) -> Sampled:
+        """Run one step and wait for its tokens (numpy arrays, one row per row of the plan, then padding)."""
+        tokens = sum(row.count for row in plan.rows)
+        bucket = self.buckets.fit(tokens=tokens, rows=len(plan.rows), decode=plan.decode)
+        packed = jax.device_put(self._layout(bucket).pack(plan))
+        self.pages, self.state, sampled = self._compiled[bucket](self.params, self.pages, self.state, packed)
+        self.steps += 1
+        return jax.device_get(sampled)
+
+    def _layout(self, bucket: Bucket) -> StepLayout:
+        return StepLayout(bucket, self.limits.table_width, padding_slot=self.limits.batch_size)
+
+

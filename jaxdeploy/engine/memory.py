@@ -1,0 +1,69 @@
+"""Sizes an engine's cache: weights and step buffers first, then a share of what is left."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxdeploy.cache.kv_pages import KVPages, page_bytes
+from jaxdeploy.cache.sizing import MARGIN_BYTES, MemoryPlan, count_pages, device_bytes, tree_bytes
+from jaxdeploy.config.engine import EngineConfig
+from jaxdeploy.engine.batch import StepLayout
+from jaxdeploy.engine.buckets import Bucket
+from jaxdeploy.engine.limits import Limits
+from jaxdeploy.engine.step import lower_step
+from jaxdeploy.model.decoder import Decoder
+from jaxdeploy.sampling.slots import SlotState
+
+
+def plan_memory(
+    model: Decoder, params: dict, options: EngineConfig, limits: Limits, largest: tuple[Bucket, ...], device: jax.Device
+) -> MemoryPlan:
+    """Decide the number of pages.
+
+    On a GPU the largest buckets are compiled with a pool of one page to learn what a step needs (its temporary buffers don't depend
+    on the pool). On a CPU memory is not carved up in advance: the pool gets no more pages than sequences could ever fill.
+
+    Raises:
+        MemoryBudgetError: not even one sequence of session_len fits.
+    """
+    on_cpu = device.platform == "cpu"
+    one_page = page_bytes(
+        model.config,
+        quant_policy=options.quant_policy,
+        page_size=limits.page_size,
+        dtype_bytes=jnp.dtype(limits.dtype).itemsize,
+    )
+    state = jax.eval_shape(lambda: SlotState.create(limits.batch_size + 1, model.config.vocab_size))
+    weight_bytes, state_bytes = tree_bytes(params), tree_bytes(state)
+    by_share = options.cache_max_entry_count < 1
+    step_bytes = 0 if on_cpu or not by_share else step_memory(model, params, options, limits, largest)
+    total = device_bytes(device)
+    # Free memory of a CPU is read after the weights were loaded; a GPU's limit counts everything.
+    taken = state_bytes + step_bytes + (0 if on_cpu else weight_bytes + MARGIN_BYTES)
+    pages = count_pages(
+        options.cache_max_entry_count,
+        free_bytes=total - taken,
+        page_bytes=one_page,
+        least=limits.table_width if by_share else 1,
+        most=limits.table_width * limits.batch_size if on_cpu else None,
+        what=f"weights {weight_bytes / 2**30:.2f} GiB, step buffers {step_bytes / 2**30:.2f} GiB of {total / 2**30:.2f} GiB",
+    )
+    return MemoryPlan(weight_bytes, step_bytes, state_bytes, one_page, pages, limits.page_size, total)
+
+
+def step_memory(
+    model: Decoder, params: dict, options: EngineConfig, limits: Limits, buckets: tuple[Bucket, ...]
+) -> int:
+    """Most bytes that one of these buckets' steps needs for itself: temporaries, results that alias no input, code."""
+    pages = jax.eval_shape(
+        lambda: KVPages.create(
+            model.config, 1, page_size=limits.page_size, quant_policy=options.quant_policy, dtype=limits.dtype
+        )
+    )
+    state = jax.eval_shape(lambda: SlotState.create(limits.batch_size + 1, model.config.vocab_size))
+    most = 0
+    for bucket in buckets:
+        layout = StepLayout(bucket, limits.table_width, limits.batch_size)
+        analysis = lower_step(model, layout, params, pages, state).compile().memory_analysis()
+        results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+        most = max(most, analysis.temp_size_in_bytes + results + analysis.generated_code_size_in_bytes)
+    return most

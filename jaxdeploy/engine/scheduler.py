@@ -1,0 +1,143 @@
+"""Which sequences run in the next step, and on which pages. Pure Python; knows no arrays."""
+
+from collections import deque
+from dataclasses import dataclass
+
+from jaxdeploy.engine.page_allocator import PageAllocator
+from jaxdeploy.engine.request import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRow:
+    """``count`` tokens of one sequence, from ``sequence.computed`` on."""
+
+    sequence: Sequence
+    count: int
+
+    @property
+    def samples(self) -> bool:
+        """True if this feeds the last known token, so that the step chooses the next one."""
+        return self.sequence.computed + self.count == len(self.sequence.token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """The rows of one step: all of them prefill chunks, or all of them single decode tokens."""
+
+    rows: list[PlannedRow]
+    decode: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StepLimits:
+    """How much one step may hold."""
+
+    batch_size: int
+    prefill_tokens: int
+    prefill_rows: int
+    page_size: int
+
+
+class Scheduler:
+    """Continuous batching with chunked prefill and preemption.
+
+    Sequences are admitted first come, first served, when a slot and the pages for all their tokens are free. Prefill and decode
+    steps alternate while there is work for both, so neither starves. When decode runs out of pages, the sequence admitted last
+    gives all of its pages back and waits at the head of the queue; its cache is computed anew later (same tokens, same text).
+    """
+
+    def __init__(self, allocator: PageAllocator, limits: StepLimits):
+        self.allocator = allocator
+        self.limits = limits
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self.preemptions = 0
+        self._free_slots = list(range(limits.batch_size - 1, -1, -1))
+        self._last_was_prefill = False
+
+    @property
+    def has_work(self) -> bool:
+        """True while any sequence is unfinished."""
+        return bool(self.waiting or self.running)
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a new sequence."""
+        self.waiting.append(sequence)
+
+    def plan(self) -> tuple[StepPlan | None, list[Sequence]]:
+        """The next step (None if nothing can run) and the sequences it admits, which need their slots set up first."""
+        decoding = any(not sequence.prefilling for sequence in self.running)
+        admitted: list[Sequence] = []
+        if not (decoding and self._last_was_prefill):
+            rows, admitted = self._prefill_rows()
+            if rows:
+                self._last_was_prefill = True
+                return StepPlan(rows, decode=False), admitted
+        self._last_was_prefill = False
+        rows = self._decode_rows()
+        if rows:
+            return StepPlan(rows, decode=True), admitted
+        return None, admitted
+
+    def finish(self, sequence: Sequence) -> None:
+        """Take a sequence out, wherever it is, and free what it holds."""
+        if sequence.slot is None:
+            if sequence in self.waiting:
+                self.waiting.remove(sequence)
+        else:
+            self.running.remove(sequence)
+            self._release(sequence)
+
+    def _prefill_rows(self) -> tuple[list[PlannedRow], list[Sequence]]:
+        budget, rows, admitted = self.limits.prefill_tokens, [], []
+        for sequence in self.running:
+            if sequence.prefilling and budget and len(rows) < self.limits.prefill_rows:
+                rows.append(PlannedRow(sequence, min(budget, sequence.prefill_target - sequence.computed)))
+                budget -= rows[-1].count
+        while budget and len(rows) < self.limits.prefill_rows and self.waiting and self._admit(self.waiting[0]):
+            sequence = self.waiting.popleft()
+            admitted.append(sequence)
+            rows.append(PlannedRow(sequence, min(budget, sequence.prefill_target)))
+            budget -= rows[-1].count
+        return rows, admitted
+
+    def _admit(self, sequence: Sequence) -> bool:
+        if not self._free_slots:
+            return False
+        needed = -(-len(sequence.token_ids) // self.limits.page_size)
+        # One page to spare while others run, or the next decode step would throw this one out again.
+        if self.allocator.free_pages < needed + bool(self.running):
+            return False
+        sequence.pages = self.allocator.allocate(needed) or []
+        sequence.slot = self._free_slots.pop()
+        sequence.computed, sequence.prefill_target = 0, len(sequence.token_ids)
+        self.running.append(sequence)
+        return True
+
+    def _decode_rows(self) -> list[PlannedRow]:
+        rows: list[PlannedRow] = []
+        for sequence in [s for s in self.running if not s.prefilling]:
+            if sequence.slot is None:  # preempted by an earlier row of this very loop
+                continue
+            while sequence.slot is not None and len(sequence.token_ids) > len(sequence.pages) * self.limits.page_size:
+                page = self.allocator.allocate(1)
+                if page:
+                    sequence.pages += page
+                else:
+                    self._preempt(self.running[-1])
+            if sequence.slot is not None:
+                rows.append(PlannedRow(sequence, 1))
+        return [row for row in rows if row.sequence.slot is not None]
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self._release(sequence)
+        sequence.computed = 0
+        self.waiting.appendleft(sequence)
+        self.preemptions += 1
+
+    def _release(self, sequence: Sequence) -> None:
+        assert sequence.slot is not None
+        self.allocator.release(sequence.pages)
+        self._free_slots.append(sequence.slot)
+        sequence.pages, sequence.slot = [], None
