@@ -6,4 +6,5 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from jaxtyping import install_import_hook
 
-install_import_hook(["jaxdeploy", "pallas_kernels"], "beartype.beartype")
+ARRAY_PACKAGES = ["pallas_kernels", "jaxdeploy.model", "jaxdeploy.sampling", "jaxdeploy.cache.kv_pages"]
+install_import_hook(ARRAY_PACKAGES, "beartype.beartype")

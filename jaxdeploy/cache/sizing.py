@@ -74,7 +74,10 @@ def count_pages(
     if entry_count >= 1:
         pages, rule = int(entry_count), f"cache_max_entry_count={int(entry_count)} pages"
     else:
-        pages, rule = max(0, int(free_bytes * entry_count)) // page_bytes, f"{entry_count:.0%} of {free_bytes / 2**30:.2f} GiB free"
+        pages, rule = (
+            max(0, int(free_bytes * entry_count)) // page_bytes,
+            f"{entry_count:.0%} of {free_bytes / 2**30:.2f} GiB free",
+        )
         if most is not None:
             pages = min(pages, most)
     if pages < least:

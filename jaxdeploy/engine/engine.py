@@ -1,9 +1,6 @@
 """The engine: requests in, outputs out, one step at a time. Not thread-safe; ``EngineRunner`` gives it a thread."""
 
-import itertools
-import secrets
-
-import jax
+import random
 
 from jaxdeploy.config.engine import EngineConfig
 from jaxdeploy.config.generation import MAX_LOGIT_BIAS
@@ -57,7 +54,7 @@ class Engine:
         )
         self.scheduler = Scheduler(self.allocator, step_limits)
         self._in_flight: dict[str, list[Sequence]] = {}
-        self._next_seed = itertools.count(secrets.randbits(31) if options.seed is None else options.seed)
+        self._seeds = random.Random(options.seed)
         self.executor.warm_up(progress)
 
     @property
@@ -95,7 +92,9 @@ class Engine:
         for param, ids in {**named, "stop_token_ids": config.stop_token_ids}.items():
             wrong = next((token for token in ids if not 0 <= token < vocabulary), None)
             if wrong is not None:
-                raise RequestError(f"token id {wrong} in {param} is outside of the vocabulary of {vocabulary}", param=param)
+                raise RequestError(
+                    f"token id {wrong} in {param} is outside of the vocabulary of {vocabulary}", param=param
+                )
         if len({*config.logit_bias, *config.bad_token_ids}) > MAX_LOGIT_BIAS:
             raise RequestError(f"logit_bias and bad tokens name more than {MAX_LOGIT_BIAS} tokens", param="logit_bias")
         if len(self.end_ids.union(config.stop_token_ids)) > MAX_STOP_IDS:
@@ -111,6 +110,7 @@ class Engine:
         self.check(request)
         if request.id in self._in_flight:
             raise RequestError(f"request id {request.id!r} is in flight already; choose another")
+        request.base_seed = self._seeds.getrandbits(32)
         sequences = [self._sequence(request, index) for index in range(request.config.n)]
         self._in_flight[request.id] = sequences
         for sequence in sequences:
@@ -125,6 +125,17 @@ class Engine:
                 self.scheduler.finish(sequence)
                 outputs.append(_output(sequence, ""))
         return outputs
+
+    def is_in_flight(self, request_id: str) -> bool:
+        """True until the last answer of a request ended."""
+        return request_id in self._in_flight
+
+    def unfinished(self) -> dict[str, list[int]]:
+        """Request id to the indices of its answers that have not ended."""
+        return {
+            request_id: [sequence.index for sequence in sequences if sequence.finish_reason is None]
+            for request_id, sequences in self._in_flight.items()
+        }
 
     def step(self) -> list[Output]:
         """Run one step, if there is anything to run."""
@@ -146,7 +157,7 @@ class Engine:
         config, prompt_len = request.config, len(request.prompt_ids)
         longest = self.session_len if config.max_new_tokens is None else prompt_len + config.max_new_tokens
         end_ids = frozenset(config.stop_token_ids) if config.ignore_eos else self.end_ids.union(config.stop_token_ids)
-        first_seed = next(self._next_seed) if config.random_seed is None else config.random_seed
+        first_seed = request.base_seed if config.random_seed is None else config.random_seed
         return Sequence(
             request=request,
             index=index,
@@ -192,7 +203,9 @@ def _logprobs(token: int, wanted: int, sampled: Sampled, i: int) -> TokenLogprob
     return TokenLogprobs(token, float(sampled.logprobs[i]), tuple(top))
 
 
-def _output(sequence: Sequence, text: str, tokens: tuple[int, ...] = (), logprobs: tuple[TokenLogprobs, ...] = ()) -> Output:
+def _output(
+    sequence: Sequence, text: str, tokens: tuple[int, ...] = (), logprobs: tuple[TokenLogprobs, ...] = ()
+) -> Output:
     return Output(
         request_id=sequence.request.id,
         index=sequence.index,
@@ -203,8 +216,3 @@ def _output(sequence: Sequence, text: str, tokens: tuple[int, ...] = (), logprob
         input_tokens=sequence.prompt_len,
         output_tokens=sequence.made,
     )
-
-
-def default_device() -> jax.Device:
-    """The device that the engine runs on."""
-    return jax.devices()[0]

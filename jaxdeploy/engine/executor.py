@@ -89,5 +89,3 @@ class Executor:
 
     def _layout(self, bucket: Bucket) -> StepLayout:
         return StepLayout(bucket, self.limits.table_width, padding_slot=self.limits.batch_size)
-
-

@@ -13,6 +13,8 @@ from jaxdeploy.engine.step import lower_step
 from jaxdeploy.model.decoder import Decoder
 from jaxdeploy.sampling.slots import SlotState
 
+CPU_POOL_BYTES = 2**30
+
 
 def plan_memory(
     model: Decoder, params: dict, options: EngineConfig, limits: Limits, largest: tuple[Bucket, ...], device: jax.Device
@@ -20,10 +22,11 @@ def plan_memory(
     """Decide the number of pages.
 
     On a GPU the largest buckets are compiled with a pool of one page to learn what a step needs (its temporary buffers don't depend
-    on the pool). On a CPU memory is not carved up in advance: the pool gets no more pages than sequences could ever fill.
+    on the pool). On a CPU memory is not carved up in advance: a share gives no more pages than the sequences could ever fill, and
+    no more than CPU_POOL_BYTES unless one sequence needs more.
 
     Raises:
-        MemoryBudgetError: not even one sequence of session_len fits.
+        MemoryBudgetError: no page fits, or not one sequence of the session_len that was asked for.
     """
     on_cpu = device.platform == "cpu"
     one_page = page_bytes(
@@ -39,12 +42,15 @@ def plan_memory(
     total = device_bytes(device)
     # Free memory of a CPU is read after the weights were loaded; a GPU's limit counts everything.
     taken = state_bytes + step_bytes + (0 if on_cpu else weight_bytes + MARGIN_BYTES)
+    most = None
+    if on_cpu:
+        most = min(limits.table_width * limits.batch_size, max(limits.table_width, CPU_POOL_BYTES // one_page))
     pages = count_pages(
         options.cache_max_entry_count,
         free_bytes=total - taken,
         page_bytes=one_page,
-        least=limits.table_width if by_share else 1,
-        most=limits.table_width * limits.batch_size if on_cpu else None,
+        least=limits.table_width if options.session_len else 1,
+        most=most,
         what=f"weights {weight_bytes / 2**30:.2f} GiB, step buffers {step_bytes / 2**30:.2f} GiB of {total / 2**30:.2f} GiB",
     )
     return MemoryPlan(weight_bytes, step_bytes, state_bytes, one_page, pages, limits.page_size, total)

@@ -34,7 +34,7 @@ class Request:
         prompt_ids: at least one token.
         config: options; ``config.n`` answers are made.
         constraint: makes one Constraint per answer; None leaves answers free.
-        base_seed: stands in for ``config.random_seed`` where that is None.
+        base_seed: the engine's choice where ``config.random_seed`` is None.
     """
 
     id: str

@@ -31,7 +31,9 @@ def run_step(
     return pages, state.replace(last_token=state.last_token.at[inputs.slots].set(kept)), sampled
 
 
-def lower_step(model: Decoder, layout: StepLayout, params: dict, pages: KVPages, state: SlotState) -> jax.stages.Lowered:
+def lower_step(
+    model: Decoder, layout: StepLayout, params: dict, pages: KVPages, state: SlotState
+) -> jax.stages.Lowered:
     """Lower the step of one bucket. Arguments may be arrays or ShapeDtypeStructs; pages and state are donated.
 
     The compiled result can be called, can't be re-compiled, and tells what memory it needs (``memory_analysis``).

@@ -61,7 +61,7 @@ class SlotOptions:
         )
 
 
-def _padded(values, size: int, fill: float, dtype) -> np.ndarray:
+def _padded(values, size: int, fill: int, dtype) -> np.ndarray:
     out = np.full(size, fill, dtype)
     values = list(values)
     out[: len(values)] = values
