@@ -1,0 +1,1 @@
+"""Parsers that part a model's thinking from its answer."""
