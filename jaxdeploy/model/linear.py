@@ -64,7 +64,7 @@ class StackedLinear(nn.Module):
         layers, dtype = self.config.num_layers, jnp.dtype(self.dtype)
         source = Source(self.modules, "weight", ("layer", *self.axes), stacked=True)
         quantization = self.config.quantization
-        if quantization is not None and all(quantization.converts(name) for name in self.modules):
+        if quantization is not None and not any(quantization.stays_float(name) for name in self.modules):
             group_size = self.inputs if quantization.group_size == -1 else quantization.group_size
             if self.inputs % group_size:
                 raise ConfigError(f"{self.inputs} inputs of {self.modules} must be divisible by {group_size=}")
