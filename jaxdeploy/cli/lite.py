@@ -1,0 +1,132 @@
+"""``jaxdeploy lite``: measure and compress models."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from jaxdeploy.cli import options
+from jaxdeploy.cli.command_group import CommandGroup
+from jaxdeploy.cli.options import DEFAULTS
+from jaxdeploy.config.engine import QUANT_POLICIES
+from jaxdeploy.errors import ConfigError
+
+app = typer.Typer(cls=CommandGroup, add_completion=False, no_args_is_help=True)
+
+COLUMNS = ("model", "quant_policy", "perplexity", "nll_per_token", "standard_error", "tokens", "seconds")
+
+
+@app.callback()
+def lite() -> None:
+    """Measure and compress models."""
+
+
+@app.command()
+def perplexity(
+    text: Annotated[
+        Path, typer.Option("--text", exists=True, dir_okay=False, help="UTF-8 text to predict.", show_default=False)
+    ],
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="MODEL", help="Checkpoints to compare. Without one: the demo model.", show_default=False
+        ),
+    ] = None,
+    quant_policy: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--quant-policy",
+            metavar="|".join(map(str, QUANT_POLICIES)),
+            help="Bits of keys and values in the KV cache; repeat it to compare. Default: 0.",
+            show_default=False,
+        ),
+    ] = None,
+    ctx: Annotated[int, typer.Option("--ctx", help="Tokens of a window that is predicted at once.")] = 1024,
+    stride: Annotated[
+        int | None, typer.Option("--stride", help="Tokens from one window to the next. Default: --ctx.")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", help="Stop after this many tokens. Default: the whole text.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
+    model_format: options.ModelFormat = DEFAULTS.model_format,
+    dtype: options.Dtype = DEFAULTS.dtype,
+    tp: options.Tp = DEFAULTS.tp,
+    cache_max_entry_count: options.CacheMaxEntryCount = options.DEFAULT_ENTRY_COUNT,
+    cache_block_seq_len: options.CacheBlockSeqLen = DEFAULTS.cache_block_seq_len,
+    compile_cache: options.CompileCache = DEFAULTS.compile_cache,
+) -> None:
+    """Perplexity of models on a text, one row per model and --quant-policy."""
+    configs = {
+        policy: options.engine_config(
+            dtype=dtype,
+            model_format=model_format,
+            tp=tp,
+            max_batch_size=1,
+            cache_max_entry_count=cache_max_entry_count,
+            cache_block_seq_len=cache_block_seq_len,
+            quant_policy=policy,
+            compile_cache=compile_cache,
+        )
+        for policy in quant_policy or [DEFAULTS.quant_policy]
+    }
+    content = read_text(text)
+    # Here and not above: bad options are refused, and help is shown, without waiting for jax.
+    from jaxdeploy.cli.compile_cache import with_compile_cache
+    from jaxdeploy.cli.progress_bars import ProgressBars
+    from jaxdeploy.lite.perplexity import evaluate_perplexity
+
+    rows = []
+    for model in models or [None]:
+        for policy, config in configs.items():
+            with ProgressBars() as progress:
+                result = evaluate_perplexity(
+                    model,
+                    content,
+                    with_compile_cache(config),
+                    window=ctx,
+                    stride=stride,
+                    max_tokens=max_tokens,
+                    progress=progress,
+                )
+            rows.append({"model": model or "demo", "quant_policy": policy, **asdict(result)})
+    print(json.dumps(rows, indent=2) if as_json else "\n".join(table_lines(rows)))
+
+
+def read_text(path: Path) -> str:
+    """The file's text.
+
+    Raises:
+        ConfigError: it is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--text {path} must be UTF-8 text: {error}") from error
+
+
+def table_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """``rows`` as lines of aligned columns, below a header."""
+    table = [[column.replace("_", " ") for column in COLUMNS]]
+    table += [
+        [
+            row["model"],
+            str(row["quant_policy"]),
+            f"{row['perplexity']:.3f}",
+            f"{row['nll_per_token']:.4f}",
+            f"{row['standard_error']:.4f}",
+            f"{row['tokens']:,}",
+            f"{row['seconds']:.1f}",
+        ]
+        for row in rows
+    ]
+    widths = [max(len(line[column]) for line in table) for column in range(len(COLUMNS))]
+    return [
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in table
+    ]

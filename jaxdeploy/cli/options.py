@@ -1,0 +1,149 @@
+"""Engine options that several commands share, with LMDeploy's names; what a value may be is EngineConfig's business.
+
+A command lists the options it takes as parameters, ``session_len: SessionLen = DEFAULTS.session_len``, and hands them
+to ``engine_config``.
+"""
+
+from typing import Annotated
+
+import typer
+
+from jaxdeploy.config.engine import DTYPES, MODEL_FORMATS, QUANT_POLICIES, EngineConfig
+from jaxdeploy.errors import ConfigError
+
+DEFAULTS = EngineConfig()
+DEFAULT_ENTRY_COUNT = str(DEFAULTS.cache_max_entry_count)
+_PANEL = "Engine"
+
+Model = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="MODEL",
+        help="Folder of a Hugging Face or Orbax checkpoint, or a GGUF file. Without it: the demo model, "
+        "SmolLM2-135M-Instruct.",
+        show_default=False,
+    ),
+]
+SessionLen = Annotated[
+    int | None,
+    typer.Option(
+        "--session-len",
+        help="Most tokens of a conversation, prompt and answer. Default: the model's context length.",
+        rich_help_panel=_PANEL,
+    ),
+]
+CacheMaxEntryCount = Annotated[
+    str,
+    typer.Option(
+        "--cache-max-entry-count",
+        metavar="SHARE|PAGES",
+        help="Memory of the KV cache: a share below 1 of what weights and step buffers leave free, "
+        "or a whole number of pages.",
+        rich_help_panel=_PANEL,
+    ),
+]
+CacheBlockSeqLen = Annotated[
+    int, typer.Option("--cache-block-seq-len", help="Tokens of a page of the KV cache.", rich_help_panel=_PANEL)
+]
+QuantPolicy = Annotated[
+    int,
+    typer.Option(
+        "--quant-policy",
+        metavar="|".join(map(str, QUANT_POLICIES)),
+        help="Bits of keys and values in the KV cache; 0 keeps them in --dtype.",
+        rich_help_panel=_PANEL,
+    ),
+]
+ModelFormat = Annotated[
+    str | None,
+    typer.Option(
+        "--model-format",
+        help=f"What the checkpoint must be: {', '.join(MODEL_FORMATS)}. Default: what it is.",
+        rich_help_panel=_PANEL,
+    ),
+]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        "--dtype",
+        help=f"Of activations and unquantized weights: {', '.join(DTYPES)}. auto: the checkpoint's own on a GPU, "
+        "float32 on a CPU.",
+        rich_help_panel=_PANEL,
+    ),
+]
+Tp = Annotated[int, typer.Option("--tp", help="GPUs to spread the model over; 1 for now.", rich_help_panel=_PANEL)]
+MaxBatchSize = Annotated[
+    int | None,
+    typer.Option("--max-batch-size", help="Most sequences that run at once.", rich_help_panel=_PANEL),
+]
+MaxPrefillTokenNum = Annotated[
+    int | None,
+    typer.Option("--max-prefill-token-num", help="Most prompt tokens of one step.", rich_help_panel=_PANEL),
+]
+CompileCache = Annotated[
+    str | None,
+    typer.Option(
+        "--compile-cache",
+        metavar="FOLDER",
+        help="Where compiled programs are kept for the next start; an empty text turns that off. "
+        "Default: JAX_COMPILATION_CACHE_DIR, else jaxdeploy/xla in the user's cache.",
+        rich_help_panel=_PANEL,
+    ),
+]
+ChatTemplate = Annotated[
+    str | None,
+    typer.Option(
+        "--chat-template",
+        metavar="NAME|FILE",
+        help="Use this instead of the checkpoint's chat template: a built-in one's name, a .jinja or a JSON file.",
+        rich_help_panel=_PANEL,
+    ),
+]
+
+
+def parse_entry_count(text: str) -> float | int:
+    """``"0.8"`` as a share (float), ``"128"`` as a number of pages (int).
+
+    Raises:
+        ConfigError: ``text`` is not a number. Whether the number makes sense is checked by EngineConfig.
+    """
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            continue
+    raise ConfigError(
+        f"--cache-max-entry-count={text!r} must be a share such as 0.8, or a whole number of pages such as 128"
+    )
+
+
+def engine_config(
+    *,
+    dtype: str = DEFAULTS.dtype,
+    model_format: str | None = DEFAULTS.model_format,
+    tp: int = DEFAULTS.tp,
+    session_len: int | None = DEFAULTS.session_len,
+    max_batch_size: int | None = DEFAULTS.max_batch_size,
+    cache_max_entry_count: str = DEFAULT_ENTRY_COUNT,
+    cache_block_seq_len: int = DEFAULTS.cache_block_seq_len,
+    quant_policy: int = DEFAULTS.quant_policy,
+    max_prefill_token_num: int | None = DEFAULTS.max_prefill_token_num,
+    compile_cache: str | None = DEFAULTS.compile_cache,
+) -> EngineConfig:
+    """The command line's engine options as an EngineConfig.
+
+    Raises:
+        ConfigError: a value that can't work.
+    """
+    return EngineConfig(
+        dtype=dtype,
+        model_format=model_format,
+        tp=tp,
+        session_len=session_len,
+        max_batch_size=max_batch_size,
+        cache_max_entry_count=parse_entry_count(cache_max_entry_count),
+        cache_block_seq_len=cache_block_seq_len,
+        quant_policy=quant_policy,
+        max_prefill_token_num=max_prefill_token_num,
+        compile_cache=compile_cache,
+    )
