@@ -15,10 +15,13 @@ from jaxtyping import Array, Float, Int32
 
 from jaxdeploy.cache.kv_pages import KVPages
 from jaxdeploy.demo import demo_model_path
+from jaxdeploy.loading import tokenizer_of
 from jaxdeploy.model.decoder import Decoder
 from jaxdeploy.model.inputs import ModelInputs
 from jaxdeploy.pytree import Leaf
 from jaxdeploy.text.tokenizer import Tokenizer
+from jaxdeploy.weights.checkpoint import open_checkpoint
+from jaxdeploy.weights.loader import load_parameters
 
 
 class Model(NamedTuple):
@@ -45,10 +48,6 @@ def load(model: str | Path | None = None, *, dtype: str = "float32") -> Model:
         model: folder or GGUF file; None is the embedded demo model.
         dtype: of activations and dense weights.
     """
-    from jaxdeploy.loading import tokenizer_of
-    from jaxdeploy.weights.checkpoint import open_checkpoint
-    from jaxdeploy.weights.loader import load_parameters
-
     checkpoint = open_checkpoint(demo_model_path() if model is None else Path(model))
     try:
         params = load_parameters(checkpoint, dtype)
