@@ -21,7 +21,14 @@ COMMANDS = (
     LazyCommand("check_env", "jaxdeploy.cli.check_env", "Show versions, devices and what runs here."),
 )
 
-app = typer.Typer(cls=CommandGroup, add_completion=False, no_args_is_help=True, context_settings=CONTEXT_SETTINGS)
+# rich_markup_mode: drawing boxes around six lines of help would double the time that they take.
+app = typer.Typer(
+    cls=CommandGroup,
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings=CONTEXT_SETTINGS,
+)
 
 
 def print_version(wanted: bool) -> None:
