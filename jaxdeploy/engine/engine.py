@@ -1,6 +1,7 @@
 """The engine: requests in, outputs out, one step at a time. Not thread-safe; ``EngineRunner`` gives it a thread."""
 
 import random
+from dataclasses import replace
 
 from jaxdeploy.config.engine import EngineConfig
 from jaxdeploy.config.generation import MAX_LOGIT_BIAS
@@ -9,7 +10,7 @@ from jaxdeploy.engine.executor import Executor, Progress
 from jaxdeploy.engine.limits import Limits
 from jaxdeploy.engine.page_allocator import PageAllocator
 from jaxdeploy.engine.request import Output, Request, Sequence, TokenLogprobs
-from jaxdeploy.engine.scheduler import PlannedRow, Scheduler, StepLimits
+from jaxdeploy.engine.scheduler import PlannedRow, Scheduler, StepLimits, StepPlan
 from jaxdeploy.errors import PromptTooLongError, RequestError
 from jaxdeploy.model.decoder import Decoder
 from jaxdeploy.sampling.sampler import Sampled
@@ -144,14 +145,13 @@ class Engine:
             self._admit(sequence)
         if plan is None:
             return []
-        for row in plan.rows:
-            constraint, slot = row.sequence.constraint, row.sequence.slot
-            if row.samples and constraint is not None and slot is not None:
-                mask = constraint.mask()
-                if mask is not None:
-                    self.executor.set_mask(slot, mask)
-        sampled = self.executor.run(plan)
-        return [output for i, row in enumerate(plan.rows) if (output := self._advance(row, sampled, i)) is not None]
+        # Each constraint computes its mask on a thread of its own since its last token, so this seldom waits.
+        failed = [output for row in plan.rows if (output := self._set_mask(row)) is not None]
+        rows = [row for row in plan.rows if row.sequence.finish_reason is None]
+        if not rows:
+            return failed
+        sampled = self.executor.run(StepPlan(rows, plan.decode))
+        return failed + [output for i, row in enumerate(rows) if (output := self._advance(row, sampled, i)) is not None]
 
     def _sequence(self, request: Request, index: int) -> Sequence:
         config, prompt_len = request.config, len(request.prompt_ids)
@@ -177,6 +177,22 @@ class Engine:
         stop_ids = tuple(sorted(sequence.end_ids))
         options = SlotOptions.of(sequence.request.config, seed=sequence.seed, stop_ids=stop_ids)
         self.executor.admit(sequence.slot, options)
+
+    def _set_mask(self, row: PlannedRow) -> Output | None:
+        """Hold the row's next token to its grammar, if it has one; an answer whose grammar fails ends here."""
+        sequence = row.sequence
+        if not row.samples or sequence.constraint is None or sequence.slot is None:
+            return None
+        try:
+            mask = sequence.constraint.mask()
+        except RequestError as problem:
+            sequence.finish_reason = "error"
+            self.scheduler.finish(sequence)
+            self._forget(sequence)
+            return replace(_output(sequence, ""), error=str(problem))
+        if mask is not None:
+            self.executor.set_mask(sequence.slot, mask)
+        return None
 
     def _advance(self, row: PlannedRow, sampled: Sampled, i: int) -> Output | None:
         sequence, samples = row.sequence, row.samples
