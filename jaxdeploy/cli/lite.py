@@ -54,7 +54,6 @@ def perplexity(
     model_format: options.ModelFormat = DEFAULTS.model_format,
     dtype: options.Dtype = DEFAULTS.dtype,
     tp: options.Tp = DEFAULTS.tp,
-    cache_max_entry_count: options.CacheMaxEntryCount = options.DEFAULT_ENTRY_COUNT,
     cache_block_seq_len: options.CacheBlockSeqLen = DEFAULTS.cache_block_seq_len,
     compile_cache: options.CompileCache = DEFAULTS.compile_cache,
 ) -> None:
@@ -65,7 +64,6 @@ def perplexity(
             model_format=model_format,
             tp=tp,
             max_batch_size=1,
-            cache_max_entry_count=cache_max_entry_count,
             cache_block_seq_len=cache_block_seq_len,
             quant_policy=policy,
             compile_cache=compile_cache,
@@ -92,7 +90,13 @@ def perplexity(
                     progress=progress,
                 )
             rows.append({"model": model or "demo", "quant_policy": policy, **asdict(result)})
-    print(json.dumps(rows, indent=2) if as_json else "\n".join(table_lines(rows)))
+    print(to_json(rows) if as_json else "\n".join(table_lines(rows)))
+
+
+def to_json(rows: list[dict[str, Any]]) -> str:
+    """``rows`` as a JSON list. JSON has no NaN: the standard error of a single window becomes null."""
+    known = [{name: None if value != value else value for name, value in row.items()} for row in rows]
+    return json.dumps(known, indent=2, allow_nan=False)
 
 
 def read_text(path: Path) -> str:

@@ -8,8 +8,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from jaxdeploy.cli.memory_line import format_bytes
 
 LOAD = "load"
-COMPILE = "compile"
-TITLES = {LOAD: "Loading weights", COMPILE: "Compiling"}
+TITLES = {LOAD: "Loading weights", "compile": "Compiling", "score": "Scoring tokens"}
 
 
 class ProgressBars:

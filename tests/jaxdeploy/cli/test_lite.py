@@ -1,6 +1,7 @@
 """jaxdeploy lite perplexity, with an evaluation that runs no model."""
 
 import json
+import math
 import sys
 from dataclasses import dataclass
 from types import ModuleType
@@ -13,6 +14,7 @@ from jaxdeploy.cli.main import main
 @dataclass(frozen=True, slots=True)
 class Result:
     perplexity: float
+    window_nll: tuple[float, ...]
     nll_per_token: float
     standard_error: float
     tokens: int
@@ -23,13 +25,13 @@ class Result:
 def lite(monkeypatch, capsys):
     """Runs ``jaxdeploy lite``: lite(*arguments) -> status, stdout, stderr, calls."""
 
-    def run(*arguments):
+    def run(*arguments, standard_error=0.01234):
         calls = []
 
         def evaluate_perplexity(model, text, engine_config, *, window, stride, max_tokens, progress):
             calls.append((model, text, engine_config.quant_policy, window, stride, max_tokens))
             progress("load", 1, 2)
-            return Result(12.34567, 2.51338, 0.01234, 1234567, 4.25)
+            return Result(12.34567, (2.5,), 2.51338, standard_error, 1234567, 4.25)
 
         module = ModuleType("jaxdeploy.lite.perplexity")
         module.__dict__["evaluate_perplexity"] = evaluate_perplexity
@@ -70,6 +72,12 @@ def test_json(lite, text_file):
     out = lite("perplexity", "--json", "--text", str(text_file))[1]
     (row,) = json.loads(out)
     assert (row["model"], row["quant_policy"], row["perplexity"], row["tokens"]) == ("demo", 0, 12.34567, 1234567)
+
+
+def test_json_of_a_single_window_has_no_nan(lite, text_file):
+    out = lite("perplexity", "--json", "--text", str(text_file), standard_error=math.nan)[1]
+    (row,) = json.loads(out, parse_constant=pytest.fail)
+    assert row["standard_error"] is None
 
 
 def test_a_bad_policy_is_found_before_anything_runs(lite, text_file):
