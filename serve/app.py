@@ -1,0 +1,43 @@
+"""The server as an ASGI application."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from serve.auth import ApiKeyMiddleware
+from serve.endpoint import EndpointApp
+from serve.error_response import ErrorResponse
+from serve.errors import http_error
+from serve.routes import ENDPOINTS
+from serve.state import ServerState
+
+
+def create_app(state: ServerState) -> Starlette:
+    """All endpoints, behind CORS and the API keys. The model may be loaded into ``state`` later."""
+    options = state.options
+    public = frozenset(endpoint.path for endpoint in ENDPOINTS if endpoint.public)
+    middleware = [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=list(options.allow_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+        ),
+        Middleware(ApiKeyMiddleware, keys=options.api_keys, public=public),
+    ]
+    routes = [Route(endpoint.path, EndpointApp(endpoint, state), methods=[endpoint.method]) for endpoint in ENDPOINTS]
+    handlers: Mapping[Any, Any] = {404: refuse, 405: refuse, Exception: refuse}
+    app = Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
+    app.state.server = state
+    return app
+
+
+async def refuse(http: Request, problem: Exception) -> Response:
+    """What no endpoint took, as an error in OpenAI's shape."""
+    return ErrorResponse(http_error(problem))

@@ -1,0 +1,133 @@
+"""A chat completion as a stream of chunks."""
+
+import json
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from jaxdeploy.engine.request import Output, TokenLogprobs
+from serve.answer_reader import AnswerDelta, AnswerReader
+from serve.engine_client import Generation
+from serve.logprobs import chat_logprobs, visible
+from serve.protocol.chat import ChatCompletionRequest
+from serve.reasoning.think import ReasoningDelta
+from serve.service import Service
+from serve.sse import DONE
+from serve.tool_parsers.deltas import CallArguments, CallEnd, CallStart, TextDelta
+from serve.usage import usage
+
+
+async def chat_events(
+    service: Service,
+    request: ChatCompletionRequest,
+    generation: Generation,
+    readers: Sequence[AnswerReader],
+    head: dict[str, Any],
+    prompt_tokens: int,
+) -> AsyncIterator[bytes]:
+    """The events of a streamed chat completion; all that one step gave go out together.
+
+    Raises:
+        EngineError: the engine ended an answer with an error.
+    """
+    chunks = ChunkWriter(head, with_usage=request.include_usage)
+    choices = [ChoiceStream(service, chunks, reader, index) for index, reader in enumerate(readers)]
+    yield b"".join(chunks.chunk(choice.index, {"role": "assistant", "content": ""}) for choice in choices)
+    async for outputs in generation:
+        piece = b"".join(choices[output.index].feed(output) for output in outputs)
+        if piece:
+            yield piece
+        if all(reader.done for reader in readers):
+            break
+    if request.include_usage:
+        counts = usage(
+            prompt_tokens,
+            sum(reader.tokens for reader in readers),
+            reasoning_tokens=sum(reader.reasoning_tokens for reader in readers),
+        )
+        yield chunks.last(counts)
+    yield DONE
+
+
+class ChunkWriter:
+    """Writes ``chat.completion.chunk`` objects; what they share is encoded once.
+
+    Args:
+        head: id, created and model.
+        with_usage: each chunk has a ``usage``, null but for the last.
+    """
+
+    def __init__(self, head: dict[str, Any], with_usage: bool):
+        whole = json.dumps({**head, "object": "chat.completion.chunk"}, separators=(",", ":"))
+        self._start = f"data: {whole[:-1]}"
+        self._end = ',"usage":null}\n\n' if with_usage else "}\n\n"
+
+    def chunk(
+        self, index: int, delta: dict[str, Any], logprobs: list[Any] | None = None, finish_reason: str | None = None
+    ) -> bytes:
+        """A chunk with a part of one choice."""
+        entries = json.dumps({"content": logprobs, "refusal": None}) if logprobs is not None else "null"
+        reason = "null" if finish_reason is None else f'"{finish_reason}"'
+        choice = f'{{"index":{index},"delta":{json.dumps(delta)},"logprobs":{entries},"finish_reason":{reason}}}'
+        return f'{self._start},"choices":[{choice}]{self._end}'.encode()
+
+    def last(self, counts: dict[str, Any]) -> bytes:
+        """The chunk that has the usage and no choice."""
+        return f'{self._start},"choices":[],"usage":{json.dumps(counts)}}}\n\n'.encode()
+
+
+class ChoiceStream:
+    """One choice's part of the stream.
+
+    Log-probabilities go with the next piece of the answer, whatever it is: tokens whose text is still held back have
+    theirs too.
+    """
+
+    def __init__(self, service: Service, chunks: ChunkWriter, reader: AnswerReader, index: int):
+        self._tokenizer = service.tokenizer
+        self._chunks = chunks
+        self._reader = reader
+        self._pending: list[TokenLogprobs] = []
+        self.index = index
+
+    def feed(self, output: Output) -> bytes:
+        """Chunks for the choice's next output."""
+        if self._reader.done:
+            return b""
+        self._pending += output.logprobs
+        pieces = [
+            self._chunks.chunk(self.index, fields, self._logprobs())
+            for delta in self._reader.feed(output)
+            if (fields := delta_fields(delta)) is not None
+        ]
+        if self._reader.done:
+            pieces.append(self._chunks.chunk(self.index, {}, self._logprobs(), finish_reason(self._reader)))
+        return b"".join(pieces)
+
+    def _logprobs(self) -> list[Any] | None:
+        if not self._pending:
+            return None
+        tokens, self._pending = self._pending, []
+        return chat_logprobs(self._tokenizer, visible(self._tokenizer, tokens)) or None
+
+
+def delta_fields(delta: AnswerDelta) -> dict[str, Any] | None:
+    """A chunk's ``delta``; None if the API has nothing to say about it."""
+    match delta:
+        case TextDelta(text):
+            return {"content": text}
+        case ReasoningDelta(text):
+            return {"reasoning_content": text}
+        case CallStart(index, call_id, name):
+            function = {"name": name, "arguments": ""}
+            return {"tool_calls": [{"index": index, "id": call_id, "type": "function", "function": function}]}
+        case CallArguments(index, fragment):
+            return {"tool_calls": [{"index": index, "function": {"arguments": fragment}}]}
+        case CallEnd():
+            return None
+
+
+def finish_reason(reader: AnswerReader) -> str:
+    """OpenAI's word for the end of an answer."""
+    if reader.finish_reason == "length":
+        return "length"
+    return "tool_calls" if reader.calls else "stop"

@@ -1,0 +1,1 @@
+"""Request objects of the HTTP API, validated by pydantic."""

@@ -1,0 +1,11 @@
+"""The table of everything that the server answers. A new endpoint is a file of its own and a line here."""
+
+from serve import chat_completions, health, metrics_page, models
+from serve.endpoint import Endpoint
+
+ENDPOINTS: tuple[Endpoint, ...] = (
+    *chat_completions.ENDPOINTS,
+    *models.ENDPOINTS,
+    *health.ENDPOINTS,
+    *metrics_page.ENDPOINTS,
+)
