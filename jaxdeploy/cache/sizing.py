@@ -2,8 +2,10 @@
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import jax
+from jaxlib.xla_client import Device
 
 from jaxdeploy.errors import MemoryBudgetError
 
@@ -21,7 +23,7 @@ class MemoryPlan:
         state_bytes: sampler state.
         page_bytes: one page over all layers, K and V.
         num_pages: pages in the pool. page_size: tokens of a page.
-        device_bytes: what the device offers in all; on a CPU the memory that was free.
+        device_bytes: what the device offers in all; on a CPU the memory that was available.
     """
 
     weight_bytes: int
@@ -43,11 +45,24 @@ class MemoryPlan:
         return self.page_size * self.num_pages
 
 
-def device_bytes(device: jax.Device) -> int:
-    """Bytes that the device lets this process have; on a CPU the memory that is free now."""
+def device_bytes(device: Device) -> int:
+    """Bytes that the device lets this process have; on a CPU the memory that is available now."""
     if device.platform == "cpu":
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return host_bytes()
     return device.memory_stats()["bytes_limit"]
+
+
+def host_bytes(meminfo: Path = Path("/proc/meminfo")) -> int:
+    """Bytes that a new allocation could get without swapping; where the system doesn't tell (not Linux), all there are.
+
+    Linux's "available" counts the page cache, which it gives back on demand: a checkpoint just read fills it, so that
+    "free" memory would be close to nothing.
+    """
+    if meminfo.exists():
+        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+        if "MemAvailable" in fields:
+            return int(fields["MemAvailable"].split()[0]) * 2**10
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def tree_bytes(tree: object) -> int:

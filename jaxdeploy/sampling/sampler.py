@@ -107,7 +107,10 @@ def _apply_grammar(logits, state: SlotState, slots):
 def _draw(logits, options: SlotOptions, made) -> Int32[Array, " B"]:
     """Gumbel-max sampling; rows of temperature 0 take the most likely token."""
     greedy = options.temperature == 0
-    scaled = logits / jnp.where(greedy, 1.0, options.temperature)[:, None]
+    # Only differences count: taken from the highest down, they do not overflow however low the temperature is.
+    highest = jnp.max(logits, axis=-1, keepdims=True)
+    below = logits - jnp.where(jnp.isfinite(highest), highest, 0.0)
+    scaled = below / jnp.maximum(jnp.where(greedy, 1.0, options.temperature), jnp.finfo(jnp.float32).tiny)[:, None]
     filters = ((options.top_k > 0) | (options.top_p < 1) | (options.min_p > 0)) & ~greedy
     keep = lax.cond(jnp.any(filters), _kept, lambda x, _: jnp.ones(x.shape, bool), scaled, options)
 

@@ -41,7 +41,7 @@ def int4_matmul(
     k, n = x.shape[-1], packed.shape[-2]
     if 2 * packed.shape[-1] != k:
         raise ValueError(f"x has {k} inputs but the packed weight holds {2 * packed.shape[-1]}")
-    if k % group_size:
+    if group_size < 1 or k % group_size:
         raise ValueError(f"{k=} inputs must be divisible by {group_size=}")
     groups = (packed.shape[0], k // group_size, n)
     if scale.shape != groups or zero.shape != groups:

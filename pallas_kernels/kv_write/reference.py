@@ -9,8 +9,9 @@ def quantize_heads(x: Float[Array, "T K H"], *, bits: int) -> tuple[UInt8[Array,
     """Quantize each head of each token over its H values.
 
     ``scale = (max - min) / (2^bits - 1)``, ``offset = min``, ``q = round((x - offset) / scale)`` (LMDeploy's online KV
-    quantization). The pair is rounded to float16 first and q is computed from the rounded pair, so that the error is only q's own.
-    A head whose values are all equal has scale 0 and is restored exactly from its offset.
+    quantization). The pair is float16 and q is computed from it as stored: the offset is rounded down and the scale, taken from
+    that offset, up. So no value lies outside of what q can say and the error is at most half a (stored) scale, also where the
+    scale of a head of small values is subnormal. A head whose values all equal one float16 has scale 0 and is restored exactly.
 
     Args:
         x: keys (after RoPE) or values.
@@ -20,15 +21,26 @@ def quantize_heads(x: Float[Array, "T K H"], *, bits: int) -> tuple[UInt8[Array,
         The integers and the (scale, offset) pairs.
     """
     x = x.astype(jnp.float32)
-    low, high = jnp.min(x, axis=-1), jnp.max(x, axis=-1)
     top = float(2**bits - 1)
-    limit = float(jnp.finfo(jnp.float16).max)
-    pair = jnp.clip(jnp.stack([(high - low) / top, low], axis=-1), -limit, limit).astype(jnp.float16)
-    scale, offset = pair[..., 0:1].astype(jnp.float32), pair[..., 1:2].astype(jnp.float32)
+    low, high = jnp.min(x, axis=-1, keepdims=True), jnp.max(x, axis=-1, keepdims=True)
+    offset = _round_half(low, -jnp.inf)
+    scale = _round_half((high - offset.astype(jnp.float32)) / top, jnp.inf)
+    pair = jnp.concatenate([scale, offset], axis=-1)
+    scale, offset = scale.astype(jnp.float32), offset.astype(jnp.float32)
     q = jnp.clip(jnp.round((x - offset) / jnp.where(scale == 0, 1.0, scale)), 0, top).astype(jnp.uint8)
     if bits == 4:
         q = q[..., 0::2] | (q[..., 1::2] << 4)
     return q, pair
+
+
+def _round_half(x: Float[Array, "*B"], towards: float) -> Float16[Array, "*B"]:
+    """To the next float16 in the direction of ``towards``, an infinity; beyond float16's range to its largest value."""
+    limit = float(jnp.finfo(jnp.float16).max)
+    x = jnp.clip(x, -limit, limit)
+    nearest = x.astype(jnp.float16)
+    back = nearest.astype(jnp.float32)
+    overshot = back > x if towards < 0 else back < x
+    return jnp.where(overshot, jnp.nextafter(nearest, jnp.float16(towards)), nearest)
 
 
 def dequantize_heads(

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
+from pallas_kernels.kv_write.api import BITS
 from pallas_kernels.paged_attention.reference import Pages, decode_reference, prefill_reference
 
 IMPLEMENTATIONS = ("reference",)
@@ -13,6 +14,12 @@ def _check(q: Array, k_pages: Pages, v_pages: Pages, implementation: str | None)
         raise ValueError(f"{implementation=} is unknown; there are {IMPLEMENTATIONS}")
     if k_pages.values.shape != v_pages.values.shape or k_pages.bits != v_pages.bits:
         raise ValueError(f"K and V pools differ: {k_pages.values.shape} and {v_pages.values.shape}")
+    if k_pages.bits not in BITS:
+        raise ValueError(f"bits={k_pages.bits} must be one of {BITS}")
+    if any((pages.pairs is None) != (k_pages.bits == 16) for pages in (k_pages, v_pages)):
+        raise ValueError(
+            f"bits={k_pages.bits}: pools of 8 and 4 bits need (scale, offset) pairs, those of 16 have none"
+        )
     heads, kv_heads = q.shape[1], k_pages.values.shape[2]
     if heads % kv_heads:
         raise ValueError(f"{heads=} must be divisible by {kv_heads=}")

@@ -93,7 +93,9 @@ def _walk(
             scores = soft_cap * jnp.tanh(scores / soft_cap)
         distance = positions[:, :, None] - (i * span + jnp.arange(span, dtype=jnp.int32))
         visible = (distance >= 0) & ((window == 0) | (distance < window))
-        return state.add(scores, visible, v_pages.gather(layer, ids))
+        # The rest of a page may hold what an earlier owner left there: a NaN or infinity times weight 0 would be NaN.
+        needed = visible.any(axis=1)[:, None, :, None]
+        return state.add(scores, visible, jnp.where(needed, v_pages.gather(layer, ids), 0.0))
 
     b, t, kv_heads, groups, h = q.shape
     last = positions.max()

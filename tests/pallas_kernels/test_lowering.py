@@ -1,0 +1,128 @@
+"""Everything that a GPU will run is lowered for CUDA here, at its real size, without a GPU and without memory."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax.core import meta
+
+from jaxdeploy.cache.kv_pages import KVPages
+from jaxdeploy.config.model import ModelConfig
+from jaxdeploy.engine.batch import StepLayout
+from jaxdeploy.engine.buckets import Bucket
+from jaxdeploy.engine.step import run_step
+from jaxdeploy.model.decoder import Decoder, describe_parameters
+from jaxdeploy.sampling.slots import SlotState
+from pallas_kernels.int4_matmul import cases as matmul_cases
+from pallas_kernels.int4_matmul.api import int4_matmul
+from pallas_kernels.kv_write.api import kv_write
+from pallas_kernels.paged_attention import cases as attention_cases
+from pallas_kernels.paged_attention.api import paged_decode, paged_prefill
+from pallas_kernels.paged_attention.reference import Pages
+
+LAYERS, PAGES, WIDTH, ROWS, TOKENS = 32, 512, 128, 8, 256
+
+struct = jax.ShapeDtypeStruct
+
+
+def ints(*shape: int) -> jax.ShapeDtypeStruct:
+    return struct(shape, jnp.int32)
+
+
+def lower_for_cuda(function, *arguments, donate: tuple[int, ...] = ()) -> str:
+    """The module's text; raises if anything in it has no lowering for CUDA."""
+    traced = jax.jit(function, donate_argnums=donate).trace(*arguments)
+    return traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
+def case_id(case) -> str:
+    name = getattr(case, "name", None) or f"int{case.bits}"
+    return f"{case.model}-{name}"
+
+
+@pytest.mark.parametrize("rows", [1, 64, 4096])
+@pytest.mark.parametrize("case", matmul_cases.CASES, ids=case_id)
+def test_int4_matmul(case, rows):
+    groups = (LAYERS, case.k // case.group_size, case.n)
+    text = lower_for_cuda(
+        partial(int4_matmul, group_size=case.group_size),
+        struct((rows, case.k), jnp.bfloat16),
+        struct((LAYERS, case.n, case.k // 2), jnp.uint8),
+        struct(groups, jnp.bfloat16),
+        struct(groups, jnp.uint8),
+        ints(),
+    )
+    assert f"-> (tensor<{rows}x{case.n}xbf16>" in text
+
+
+def pool(case) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct | None]:
+    lead = (LAYERS, PAGES, case.kv_heads, case.page_size)
+    if case.bits == 16:
+        return struct((*lead, case.head_dim), jnp.bfloat16), None
+    return struct((*lead, case.head_dim * case.bits // 8), jnp.uint8), struct((*lead, 2), jnp.float16)
+
+
+@pytest.mark.parametrize("case", attention_cases.CASES, ids=case_id)
+def test_paged_attention(case):
+    def decode(q, k, v, *arguments):
+        return paged_decode(q, Pages(*k, case.bits), Pages(*v, case.bits), *arguments, scale=case.head_dim**-0.5)
+
+    def prefill(q, k, v, *arguments):
+        return paged_prefill(q, Pages(*k, case.bits), Pages(*v, case.bits), *arguments, scale=case.head_dim**-0.5)
+
+    pools, table, lens, window = (pool(case), pool(case)), ints(ROWS, WIDTH), ints(ROWS), ints()
+    q = struct((ROWS, case.heads, case.head_dim), jnp.bfloat16)
+    text = lower_for_cuda(decode, q, *pools, ints(), table, lens, window)
+    assert f"-> (tensor<{ROWS}x{case.heads}x{case.head_dim}xbf16>" in text
+    q = struct((TOKENS, case.heads, case.head_dim), jnp.bfloat16)
+    text = lower_for_cuda(prefill, q, *pools, ints(), table, ints(ROWS + 1), lens, window)
+    assert f"-> (tensor<{TOKENS}x{case.heads}x{case.head_dim}xbf16>" in text
+
+
+@pytest.mark.parametrize("tokens", [1, TOKENS])
+@pytest.mark.parametrize("case", attention_cases.CASES, ids=case_id)
+def test_kv_write(case, tokens):
+    new = struct((tokens, case.kv_heads, case.head_dim), jnp.bfloat16)
+    arguments = (*pool(case), new, ints(), ints(tokens), ints(tokens))
+    text = lower_for_cuda(partial(kv_write, bits=case.bits), *arguments, donate=(0, 1))
+    assert text.count("tf.aliasing_output") == (1 if case.bits == 16 else 2), "pools are updated in place"
+
+
+LLAMA_3_8B = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "bos_token_id": 128000,
+    "eos_token_id": 128001,
+}
+AWQ = {"quant_method": "awq", "version": "gemm", "bits": 4, "group_size": 128, "zero_point": True}
+
+
+@pytest.mark.parametrize("bucket", [Bucket(64, 64, decode=True), Bucket(1024, 64, decode=False)], ids=str)
+@pytest.mark.parametrize(
+    ("quantization", "quant_policy"), [(None, 0), (AWQ, 8), (AWQ, 4)], ids=["bf16", "int4-kv8", "int4-kv4"]
+)
+def test_step_of_llama_3_8b(quantization, quant_policy, bucket):
+    config = ModelConfig.from_hf(
+        LLAMA_3_8B if quantization is None else LLAMA_3_8B | {"quantization_config": quantization}
+    )
+    slots = 128
+    params = meta.unbox(describe_parameters(config, "bfloat16"))
+    create = partial(KVPages.create, config, PAGES, quant_policy=quant_policy, dtype="bfloat16")
+    pages, state = jax.eval_shape(create), jax.eval_shape(partial(SlotState.create, slots + 1, config.vocab_size))
+    layout = StepLayout(bucket, table_width=WIDTH, padding_slot=slots)
+    step = partial(run_step, Decoder(config, "bfloat16"), layout)
+    text = lower_for_cuda(step, params, pages, state, ints(layout.size), donate=(1, 2))
+    donated = len(jax.tree.leaves((pages, state)))
+    assert text.count("tf.aliasing_output") == donated, "pages and sampler state are updated in place"
