@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from serve import page_routes
 from serve.auth import ApiKeyMiddleware
 from serve.endpoint import EndpointApp
 from serve.error_response import ErrorResponse
@@ -21,7 +22,10 @@ from serve.state import ServerState
 def create_app(state: ServerState) -> Starlette:
     """All endpoints, behind CORS and the API keys. The model may be loaded into ``state`` later."""
     options = state.options
-    public = frozenset(endpoint.path for endpoint in ENDPOINTS if endpoint.public)
+    # The page is public too: a browser can't send a key before the page has asked for it.
+    public = frozenset(
+        [endpoint.path for endpoint in ENDPOINTS if endpoint.public] + [page.path for page in page_routes.routes]
+    )
     middleware = [
         Middleware(
             CORSMiddleware,
@@ -33,7 +37,7 @@ def create_app(state: ServerState) -> Starlette:
     ]
     routes = [Route(endpoint.path, EndpointApp(endpoint, state), methods=[endpoint.method]) for endpoint in ENDPOINTS]
     handlers: Mapping[Any, Any] = {404: refuse, 405: refuse, Exception: refuse}
-    app = Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
+    app = Starlette(routes=[*routes, *page_routes.routes], middleware=middleware, exception_handlers=handlers)
     app.state.server = state
     return app
 

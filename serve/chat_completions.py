@@ -14,7 +14,7 @@ from jaxdeploy.errors import RequestError
 from serve.answer_reader import AnswerDelta, AnswerReader
 from serve.chat_prompt import ChatPrompt, answer_readers, chat_prompt, keeps_special_tokens
 from serve.chat_stream import chat_events, finish_reason
-from serve.constraints import constraint_for
+from serve.constraints import chat_constraint
 from serve.endpoint import Endpoint
 from serve.engine_client import Generation
 from serve.logprobs import chat_logprobs, visible
@@ -43,7 +43,7 @@ async def create_chat_completion(state: ServerState, http: HTTPRequest, request:
         continue_final_message=bool(request.continue_final_message),
     )
     config = chat_config(request, prompt, service)
-    constraint = await constraint_for(request, prompt, service)
+    constraint = await chat_constraint(request, prompt, service)
     request_id = f"chatcmpl-{secrets.token_hex(16)}"
     log_prompt(state.options, request_id, prompt.text, len(prompt.ids))
     generation = service.client.generate(Request(request_id, prompt.ids, config, constraint))

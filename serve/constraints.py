@@ -1,86 +1,81 @@
-"""From what a request demands of its answer to a grammar that the engine enforces."""
+"""From what a request demands of its answer to a constraint that the engine enforces."""
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
 
 from jaxdeploy.engine.request import Constraint
 from jaxdeploy.errors import RequestError
 from jaxdeploy.grammar.spec import GrammarSpec
+from jaxdeploy.grammar.thinking import ThinkingTags
 from serve.chat_prompt import ChatPrompt
 from serve.protocol.chat import ChatCompletionRequest
-from serve.protocol.tools import ResponseFormat
+from serve.protocol.tools import GuidedFields
+from serve.response_format import response_grammar
 from serve.service import Service
-from serve.tool_schema import normalize_schema
+from serve.tool_grammar import required_calls, strict_calls
 
 ConstraintFactory = Callable[[], Constraint]
 
 
-async def constraint_for(
+async def chat_constraint(
     request: ChatCompletionRequest, prompt: ChatPrompt, service: Service
 ) -> ConstraintFactory | None:
     """What ``tool_choice``, strict tools or ``response_format`` hold each answer to; None leaves answers free.
 
-    Grammars are compiled on a worker thread: neither the event loop nor the engine waits.
+    Grammars are made and compiled on a worker thread: neither the event loop nor the engine waits.
 
     Raises:
-        RequestError: the grammar is unsupported, or a forced tool doesn't exist; ``param`` names the field.
+        RequestError: a grammar is unsupported, or demands contradict each other; ``param`` names the field.
     """
-    chosen = tool_spec(request, prompt, service)
-    if chosen is None and request.response_format is not None:
-        chosen = response_spec(request.response_format), "response_format"
-    if chosen is None:
-        return None
-    spec, param = chosen
-    if spec is None:
-        return None
-    return await asyncio.to_thread(service.compile_grammar, spec, param, prompt.inside_thinking)
+
+    def make() -> ConstraintFactory | None:
+        answer = response_grammar(request.response_format, request.guided())
+        calls = tool_calls_grammar(request, prompt, service)
+        if answer is not None and prompt.tools and request.tool_mode == "auto":
+            raise RequestError(
+                "an answer can't be held to a format while the model may call tools as well; set tool_choice to 'none' or "
+                "'required'",
+                param="response_format",
+            )
+        tags = ThinkingTags(inside=prompt.inside_thinking) if service.thinks else None
+        if calls is not None:
+            return service.compile_grammar(calls, "tools", tags)
+        return None if answer is None else service.compile_grammar(answer, "response_format", tags)
+
+    return await asyncio.to_thread(make) if demands_something(request) else None
 
 
-def tool_spec(
-    request: ChatCompletionRequest, prompt: ChatPrompt, service: Service
-) -> tuple[GrammarSpec | None, str] | None:
-    """The grammar of the tool calls that are demanded, and the field that demands them; None if none are."""
-    mode = request.tool_mode
-    strict = any(tool.function.strict for tool in request.tools or ())
-    if not prompt.tools or service.tool_format is None or not (mode in ("required", "named") or strict):
-        return None
-    from serve.tool_grammar import tool_grammar
-
-    return tool_grammar(
-        prompt.tools,
-        service.tool_format,
-        tool_choice=request.forced_tool or mode,
-        parallel=request.parallel_tool_calls is not False,
-    ), "tools"
-
-
-def response_spec(wanted: ResponseFormat) -> GrammarSpec | None:
-    """The grammar of a ``response_format``; None for plain text.
+async def completion_constraint(request: GuidedFields, service: Service) -> ConstraintFactory | None:
+    """What ``response_format`` holds each answer of a text completion to.
 
     Raises:
-        RequestError: the field that the format's type needs is missing.
+        RequestError: the grammar is unsupported.
     """
-    match wanted.type:
-        case "text":
-            return None
-        case "json_object":
-            return GrammarSpec.json_object()
-        case "json_schema":
-            schema = _needed(wanted.json_schema, "json_schema").schema_
-            param = "response_format.json_schema.schema"
-            normalized = normalize_schema(_needed(schema, "json_schema.schema"), param)
-            assert isinstance(normalized, dict | bool)
-            return GrammarSpec.json_schema(normalized)
-        case "regex" | "regex_schema":
-            return GrammarSpec.regex(_needed(wanted.regex or wanted.regex_schema, wanted.type))
-        case "choice":
-            return GrammarSpec.choice(_needed(wanted.choice, "choice"))
-        case "lark" | "grammar":
-            return GrammarSpec.lark(_needed(wanted.lark or wanted.grammar, wanted.type))
+
+    def make() -> ConstraintFactory | None:
+        answer = response_grammar(request.response_format, request.guided())
+        return None if answer is None else service.compile_grammar(answer, "response_format")
+
+    return await asyncio.to_thread(make) if request.response_format or request.guided() else None
 
 
-def _needed(value: Any, name: str) -> Any:
-    if value is None:
-        raise RequestError(f"response_format.{name} is missing", param=f"response_format.{name}")
-    return value
+def demands_something(request: ChatCompletionRequest) -> bool:
+    """Whether there may be a grammar; most requests have none and need no other thread."""
+    return bool(request.tools or request.response_format or request.guided())
+
+
+def tool_calls_grammar(request: ChatCompletionRequest, prompt: ChatPrompt, service: Service) -> GrammarSpec | None:
+    """The grammar of the tool calls that are demanded; None if none are.
+
+    Raises:
+        RequestError: a tool's schema can't be enforced.
+    """
+    if not prompt.tools or service.tool_format is None:
+        return None
+    parallel = request.parallel_tool_calls is not False
+    marks = service.control_tokens
+    if request.tool_mode in ("required", "named"):
+        return required_calls(prompt.tools, service.tool_format, marks, name=request.forced_tool, parallel=parallel)
+    if any(tool.function.strict for tool in request.tools or ()):
+        return strict_calls(prompt.tools, service.tool_format, marks, parallel=parallel)
+    return None

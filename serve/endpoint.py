@@ -34,7 +34,8 @@ class Endpoint:
         handler: makes the answer; what it raises becomes an error answer.
         summary: one line for the API description.
         body: model of the JSON body.
-        answer: model-free JSON schema of a good answer, for the API description.
+        answer: JSON schema of a good answer, for the API description.
+        other_answers: OpenAPI's response objects for further statuses.
         streams: a true ``stream`` in the body gets server-sent events.
         needs_model: answer 503 while the model is not ready (or the server is about to stop).
         public: needs no API key.
@@ -48,6 +49,7 @@ class Endpoint:
     summary: str
     body: type[BaseModel] | None = None
     answer: dict[str, Any] = field(default_factory=dict)
+    other_answers: dict[str, Any] = field(default_factory=dict)
     content_type: str = "application/json"
     streams: bool = False
     needs_model: bool = True

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from jaxdeploy.engine.request import Output, Request
 from jaxdeploy.errors import EngineError, EngineStoppedError
@@ -36,15 +36,15 @@ class EngineClient:
         """True while the engine takes requests."""
         return self._runner.alive
 
-    def generate(self, request: Request) -> "Generation":
-        """Submit a request. Iterate over the result for the outputs, and close it whatever happens.
+    def generate(self, *requests: Request) -> "Generation":
+        """Submit requests, all or none. Iterate over the result for the outputs, and close it whatever happens.
 
         Raises:
-            RequestError: the request can't run.
+            RequestError: a request can't run.
             HTTPError: 429, too many answers are in flight.
             EngineError: the engine is gone.
         """
-        answers = request.config.n
+        answers = sum(request.config.n for request in requests)
         if self.in_flight and self.in_flight + answers > self._capacity:
             self._metrics.refused.inc()
             raise HTTPError(
@@ -53,20 +53,21 @@ class EngineClient:
                 code="queue_full",
                 headers={"Retry-After": str(RETRY_SECONDS)},
             )
-        generation = Generation(self, request.id, answers)
-        self._generations[request.id] = generation
+        generation = Generation(self, requests)
         try:
-            # The same sink for all requests: the runner then calls it once a step, with everybody's outputs.
-            self._runner.submit(request, self._sink)
+            for request in requests:
+                self._generations[request.id] = generation
+                self.in_flight += request.config.n
+                # The same sink for all requests: the runner then calls it once a step, with everybody's outputs.
+                self._runner.submit(request, self._sink)
         except BaseException:
-            del self._generations[request.id]
+            generation.close()
             raise
-        self.in_flight += answers
         return generation
 
     def fail_all(self, message: str) -> None:
         """End every generation with an error, for when the engine can't any more."""
-        for generation in self._generations.values():
+        for generation in set(self._generations.values()):
             generation.fail(message)
 
     def _sink(self, outputs: list[Output]) -> None:
@@ -80,45 +81,51 @@ class EngineClient:
         for output in outputs:
             generation = self._generations.get(output.request_id)
             if generation is not None:
-                self._metrics.generated(output, generation.timing(output.index), now)
+                self._metrics.generated(output, generation.timing(output), now)
                 generation.add(output)
 
-    def finished(self, answers: int) -> None:
+    def ended(self, answers: int) -> None:
         """Called by a generation: this many of its answers are over."""
         self.in_flight -= answers
 
-    def forget(self, request_id: str, unfinished: int) -> None:
-        """Called by a generation when it is closed; what it still has running is aborted."""
-        if self._generations.pop(request_id, None) is not None and unfinished:
-            self.in_flight -= unfinished
-            self._metrics.aborted.inc()
-            self._runner.abort(request_id)
+    def abort(self, request_id: str) -> None:
+        """Called by a generation: nobody wants the rest of this request's answers."""
+        self._metrics.aborted.inc()
+        self._runner.abort(request_id)
+
+    def forget(self, request_id: str) -> None:
+        """Called by a generation when it is closed: outputs that are still on their way are dropped."""
+        self._generations.pop(request_id, None)
 
 
 class Generation(AsyncIterator[list[Output]]):
-    """The outputs of one request as they come, all that are there at a time.
+    """The outputs of one request, or of several, as they come: all that are there at a time.
 
     Ends when all answers have ended. An answer that the engine ended with an error raises EngineError.
     """
 
-    def __init__(self, client: EngineClient, request_id: str, answers: int):
-        self.request_id = request_id
+    def __init__(self, client: EngineClient, requests: Sequence[Request]):
         self._client = client
-        self._unfinished = answers
+        self._unfinished = {request.id: request.config.n for request in requests}
         self._outputs: list[Output] = []
         self._failure: str | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._timings = [AnswerTiming(time.perf_counter()) for _ in range(answers)]
+        start = time.perf_counter()
+        self._timings = {
+            (request.id, index): AnswerTiming(start) for request in requests for index in range(request.config.n)
+        }
 
-    def timing(self, index: int) -> "AnswerTiming":
-        """When the answer's tokens came."""
-        return self._timings[index]
+    def timing(self, output: Output) -> "AnswerTiming":
+        """When the tokens of the output's answer came."""
+        return self._timings[output.request_id, output.index]
 
     def add(self, output: Output) -> None:
         """Take an output of the engine."""
         if output.finish_reason is not None:
-            self._unfinished -= 1
-            self._client.finished(1)
+            self._unfinished[output.request_id] -= 1
+            self._client.ended(1)
+            if not self._unfinished[output.request_id]:
+                del self._unfinished[output.request_id]
         if output.finish_reason == "error":
             self._failure = output.error or "the engine failed"
         self._outputs.append(output)
@@ -131,8 +138,12 @@ class Generation(AsyncIterator[list[Output]]):
 
     def close(self) -> None:
         """Stop listening; answers that still run are aborted, and their pages freed before the next step."""
-        self._client.forget(self.request_id, self._unfinished)
-        self._unfinished = 0
+        for request_id, answers in self._unfinished.items():
+            self._client.ended(answers)
+            self._client.abort(request_id)
+        self._unfinished.clear()
+        for request_id, _ in self._timings:
+            self._client.forget(request_id)
 
     async def __anext__(self) -> list[Output]:
         """The outputs since the last call.

@@ -13,4 +13,17 @@ async def health(state: ServerState, http: Request, body: None) -> Response:
     return JSONResponse({"status": state.status}, status_code=200 if ready else 503)
 
 
-ENDPOINTS = (Endpoint("/health", "GET", health, "Tell whether the server is ready", needs_model=False, public=True),)
+STATUS_SCHEMA = {"type": "object", "required": ["status"], "properties": {"status": {"type": "string"}}}
+NOT_READY = {"description": "Not ready", "content": {"application/json": {"schema": STATUS_SCHEMA}}}
+ENDPOINTS = (
+    Endpoint(
+        "/health",
+        "GET",
+        health,
+        "Tell whether the server is ready",
+        answer=STATUS_SCHEMA,
+        other_answers={"503": NOT_READY},
+        needs_model=False,
+        public=True,
+    ),
+)

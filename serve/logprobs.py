@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from jaxdeploy.engine.request import TokenLogprobs
+from jaxdeploy.text.detokenizer import IncrementalDetokenizer
 from jaxdeploy.text.tokenizer import Tokenizer
 
 IMPOSSIBLE = -9999.0
@@ -48,12 +49,14 @@ class CompletionLogprobs:
 
     Args:
         tokenizer: names the tokens.
-        offset: where in the choice's text the next token begins, in characters.
+        prompt_ids: what stands before the choice's text, if that text doesn't begin with it.
+        skip_special: the text is without special tokens.
     """
 
-    def __init__(self, tokenizer: Tokenizer, offset: int = 0):
+    def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int] = (), skip_special: bool = True):
         self._tokenizer = tokenizer
-        self._offset = offset
+        self._text = IncrementalDetokenizer(tokenizer, prompt_ids, skip_special)
+        self._length = 0
 
     def block(self, tokens: Sequence[TokenLogprobs], first: int | None = None) -> dict[str, Any]:
         """The entries of the next tokens.
@@ -63,22 +66,22 @@ class CompletionLogprobs:
             first: a token that comes before them and has none, as the first of a prompt.
         """
         ids = [*([] if first is None else [first]), *(token.token for token in tokens)]
-        texts = [token_text(self._tokenizer, token) for token in ids]
-        offsets = []
-        for text in texts:
-            offsets.append(self._offset)
-            self._offset += len(text)
         unknown = [] if first is None else [None]
         return {
-            "tokens": texts,
+            "tokens": [token_text(self._tokenizer, token) for token in ids],
             "token_logprobs": [*unknown, *(finite(token.logprob) for token in tokens)],
             "top_logprobs": [*unknown, *(self._top(token) for token in tokens)],
-            "text_offset": offsets,
+            "text_offset": [self._offset(token) for token in ids],
         }
 
+    def _offset(self, token: int) -> int:
+        offset = self._length
+        self._length += len(self._text.add([token]))
+        return offset
+
     def _top(self, token: TokenLogprobs) -> dict[str, float]:
-        top = {}
-        for other, logprob in token.top:
+        top: dict[str, float] = {}
+        for other, logprob in token.top:  # likeliest first; different tokens may have the same text
             top.setdefault(token_text(self._tokenizer, other), finite(logprob))
         return top
 

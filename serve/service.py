@@ -10,7 +10,9 @@ from typing import Any
 
 from jaxdeploy.engine.request import Constraint
 from jaxdeploy.errors import ConfigError
+from jaxdeploy.grammar.control_tokens import control_tokens
 from jaxdeploy.grammar.spec import GrammarSpec
+from jaxdeploy.grammar.thinking import ThinkingTags
 from jaxdeploy.text.tokenizer import Tokenizer
 from serve.engine_client import EngineClient
 from serve.engine_stats import EngineStats, read_stats
@@ -66,15 +68,18 @@ class Service:
         """What the engine is doing."""
         return read_stats(self.model.engine)
 
-    def compile_grammar(self, spec: GrammarSpec, param: str, inside_thinking: bool) -> Callable[[], Constraint]:
-        """What holds an answer to a grammar, from where its thinking ends. Takes a while: not for the event loop.
+    def compile_grammar(
+        self, spec: GrammarSpec, param: str, thinking: ThinkingTags | None = None
+    ) -> Callable[[], Constraint]:
+        """What holds an answer to a grammar. Takes a while: not for the event loop.
+
+        Args:
+            param: the request's field that the grammar comes from.
+            thinking: the grammar holds from where this ends.
 
         Raises:
             RequestError: the grammar is unsupported; ``param`` is set.
         """
-        from jaxdeploy.grammar.thinking import ThinkingTags
-
-        thinking = ThinkingTags(inside=inside_thinking) if self.thinks else None
         return self._compiler.compile(spec, param, thinking)
 
     def require_model(self, name: str | None) -> None:
@@ -87,6 +92,11 @@ class Service:
             raise HTTPError(
                 404, f"model {name!r} is not served here; use {self.name!r}", param="model", code="model_not_found"
             )
+
+    @cached_property
+    def control_tokens(self) -> dict[str, int]:
+        """Tokens that stand for their text in a grammar, such as the tags of a tool call."""
+        return control_tokens(self.tokenizer)
 
     @cached_property
     def _compiler(self):

@@ -38,6 +38,11 @@ class ServerState:
         self._service = service
         self.metrics.watch_engine(service.stats)
 
+    def give_up(self, message: str) -> None:
+        """End what still runs with an error."""
+        if self._service is not None:
+            self._service.client.fail_all(message)
+
     @property
     def phase(self) -> Phase:
         """Where the server is in its life."""

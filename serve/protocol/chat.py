@@ -6,10 +6,10 @@ from pydantic import Field
 
 from serve.protocol.request_model import PositiveCount
 from serve.protocol.sampling import SamplingRequest, TopLogprobs
-from serve.protocol.tools import NamedToolChoice, ResponseFormat, Tool, ToolChoice
+from serve.protocol.tools import GuidedFields, NamedToolChoice, Tool, ToolChoice
 
 
-class ChatCompletionRequest(SamplingRequest):
+class ChatCompletionRequest(SamplingRequest, GuidedFields):
     """A conversation to go on with. Messages are checked where they are rendered, because templates differ in what they read."""
 
     messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
@@ -19,7 +19,6 @@ class ChatCompletionRequest(SamplingRequest):
     tools: list[Tool] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    response_format: ResponseFormat | None = None
 
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None

@@ -2,9 +2,10 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, WithJsonSchema, model_validator
 
 from serve.protocol.request_model import RequestModel
+from serve.response_format import GUIDED, TYPES
 
 ToolName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:/-]{1,128}$")]
 
@@ -54,23 +55,36 @@ class NamedToolChoice(RequestModel):
 ToolChoice = Literal["none", "auto", "required"] | NamedToolChoice
 
 
-class JsonSchemaFormat(RequestModel):
-    """The schema of an answer."""
+ResponseFormat = Annotated[
+    dict[str, Any],
+    WithJsonSchema(
+        {
+            "type": "object",
+            "required": ["type"],
+            "properties": {
+                "type": {"enum": list(TYPES)},
+                "json_schema": {"type": "object", "properties": {"schema": {"type": "object"}}},
+                "regex": {"type": "string"},
+                "choice": {"type": "array", "items": {"type": "string"}, "minItems": 1},
+                "lark": {"type": "string"},
+                "grammar": {"type": "string"},
+            },
+        }
+    ),
+]
+"""What the answer must be; ``serve.response_format`` reads it as the client wrote it."""
 
-    name: str | None = None
-    description: str | None = None
-    schema_: Annotated[dict[str, Any] | bool | None, Field(alias="schema")] = None
-    strict: bool | None = None
 
+class GuidedFields(RequestModel):
+    """vLLM's older way to say what the answer must be; at most one may be given."""
 
-class ResponseFormat(RequestModel):
-    """What the answer must be. ``regex``, ``choice`` and ``lark`` are extensions: the field of the same name has the
-    expression, the list of allowed answers, or the grammar."""
+    response_format: ResponseFormat | None = None
+    guided_json: dict[str, Any] | bool | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
 
-    type: Literal["text", "json_object", "json_schema", "regex", "regex_schema", "choice", "lark", "grammar"]
-    json_schema: JsonSchemaFormat | None = None
-    regex: str | None = None
-    regex_schema: str | None = None
-    choice: Annotated[list[str], Field(min_length=1)] | None = None
-    lark: str | None = None
-    grammar: str | None = None
+    def guided(self) -> dict[str, Any]:
+        """The ``guided_*`` fields that are set."""
+        fields = {name: getattr(self, name) for name in GUIDED}
+        return {name: value for name, value in fields.items() if value is not None}

@@ -264,7 +264,7 @@ def test_reasoning_is_parted_and_counted(stream):
         ({"top_logprobs": 3}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
-        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.schema"),
         ({"chat_template_kwargs": {"messages": 1}}, "chat_template_kwargs"),
         ({"max_tokens": 0}, "max_tokens"),
     ],
