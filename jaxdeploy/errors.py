@@ -1,14 +1,14 @@
 """Every error that jaxdeploy raises on purpose.
 
-    JaxdeployError
-    ├── UserError                  what the caller can mend; the HTTP server answers 4xx
-    │   ├── RequestError           a bad prompt, sampling option or message (``param`` names the field)
-    │   │   └── PromptTooLongError the prompt does not fit the context
-    │   ├── ConfigError            a bad engine or model option
-    │   ├── CheckpointError        a wrong, truncated or unsupported checkpoint
-    │   └── MemoryBudgetError      the model or its KV cache does not fit the device
-    └── EngineError                the engine cannot go on; the HTTP server answers 5xx
-        └── EngineStoppedError     the engine was shut down while the request ran
+JaxdeployError
+├── UserError                  what the caller can mend; the HTTP server answers 4xx
+│   ├── RequestError           a bad prompt, sampling option or message (``param`` names the field)
+│   │   └── PromptTooLongError the prompt does not fit the context
+│   ├── ConfigError            a bad engine or model option
+│   ├── CheckpointError        a wrong, truncated or unsupported checkpoint
+│   └── MemoryBudgetError      the model or its KV cache does not fit the device
+└── EngineError                the engine cannot go on; the HTTP server answers 5xx
+    └── EngineStoppedError     the engine was shut down while the request ran
 """
 
 

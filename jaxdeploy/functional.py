@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int32
 from jaxdeploy.cache.kv_pages import KVPages
 from jaxdeploy.demo import demo_model_path
 from jaxdeploy.loading import tokenizer_of
-from jaxdeploy.model.decoder import Decoder
+from jaxdeploy.model.decoder import Decoder, next_logits, run_layers
 from jaxdeploy.model.inputs import ModelInputs
 from jaxdeploy.pytree import Leaf
 from jaxdeploy.text.tokenizer import Tokenizer
@@ -130,6 +130,6 @@ def _capacity(cache: Cache) -> Int32[Array, " B"]:
 
 
 def _run(decoder: Decoder, params, cache: Cache, inputs: ModelInputs):
-    hidden, pages = decoder.apply({"params": params}, inputs, cache.pages)
-    logits = decoder.apply({"params": params}, hidden[inputs.last_tokens], method=Decoder.logits)
+    hidden, pages = run_layers(decoder, params, inputs, cache.pages)
+    logits = next_logits(decoder, params, hidden[inputs.last_tokens])
     return logits, Cache(pages, cache.block_table, inputs.context_lens)

@@ -196,8 +196,9 @@ class Pipeline:
                 yield part
         finally:
             stream.close()
-            session.messages = [*messages, {"role": "assistant", "content": whole.text}]
-            session.response = whole
+            if whole.token_ids:  # a turn that got no answer at all leaves the conversation as it was
+                session.messages = [*messages, {"role": "assistant", "content": whole.text}]
+                session.response = whole
 
     def get_ppl(self, prompts: str | list[int] | Sequence[str | list[int]]) -> float | list[float]:
         """Mean negative log-likelihood per token of texts (natural log), as LMDeploy's method of this name.
@@ -209,8 +210,9 @@ class Pipeline:
             One number for one prompt; its ``exp`` is the perplexity.
         """
         single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
+        many: Any = [prompts] if single else prompts
         losses = []
-        for prompt in [prompts] if single else prompts:
+        for prompt in many:
             ids = self.tokenizer.encode(prompt, add_special=True) if isinstance(prompt, str) else list(prompt)
             if len(ids) < 2:
                 raise RequestError(f"a text of {len(ids)} tokens has no perplexity; give at least two", param="prompts")
@@ -248,7 +250,8 @@ class Pipeline:
             tokens = self.tokenizer.encode(word, add_special=False)
             if len(tokens) != 1:
                 raise RequestError(
-                    f"bad word {word!r} is {len(tokens)} tokens, only words of a single token can be forbidden", param="bad_words"
+                    f"bad word {word!r} is {len(tokens)} tokens, only words of a single token can be forbidden",
+                    param="bad_words",
                 )
             ids += tokens
         return replace(config, bad_words=(), bad_token_ids=tuple(ids))

@@ -3,4 +3,4 @@
 from typing import Any
 
 Leaf = Any
-"""An array, or what tree functions put in its place (a ShapeDtypeStruct, a sharding, a tracer). The shape stands beside the field."""
+"""An array, or what tree functions put in its place (a ShapeDtypeStruct, a sharding). The shape stands beside the field."""

@@ -1,5 +1,7 @@
 """The paged KV cache: one pool of pages for all layers and sequences."""
 
+from dataclasses import replace
+
 import flax.struct
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
@@ -105,4 +107,4 @@ class KVPages:
         """Put the keys (after RoPE) and values of T tokens into their places; page id P drops a row."""
         new_k, k_pairs = kv_write(self.k, self.k_pairs, k, layer, page_ids, offsets, bits=self.bits)
         new_v, v_pairs = kv_write(self.v, self.v_pairs, v, layer, page_ids, offsets, bits=self.bits)
-        return self.replace(k=new_k, v=new_v, k_pairs=k_pairs, v_pairs=v_pairs)
+        return replace(self, k=new_k, v=new_v, k_pairs=k_pairs, v_pairs=v_pairs)

@@ -3,9 +3,9 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
-from jaxlib.xla_client import Device
 
 from jaxdeploy.errors import MemoryBudgetError
 
@@ -45,7 +45,7 @@ class MemoryPlan:
         return self.page_size * self.num_pages
 
 
-def device_bytes(device: Device) -> int:
+def device_bytes(device: Any) -> int:
     """Bytes that the device lets this process have; on a CPU the memory that is available now."""
     if device.platform == "cpu":
         return host_bytes()

@@ -1,5 +1,7 @@
 """Sizes an engine's cache: weights and step buffers first, then a share of what is left."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -10,6 +12,7 @@ from jaxdeploy.engine.batch import StepLayout
 from jaxdeploy.engine.buckets import Bucket
 from jaxdeploy.engine.limits import Limits
 from jaxdeploy.engine.step import lower_step
+from jaxdeploy.errors import MemoryBudgetError
 from jaxdeploy.model.decoder import Decoder
 from jaxdeploy.sampling.slots import SlotState
 
@@ -17,7 +20,7 @@ CPU_POOL_BYTES = 2**30
 
 
 def plan_memory(
-    model: Decoder, params: dict, options: EngineConfig, limits: Limits, largest: tuple[Bucket, ...], device: jax.Device
+    model: Decoder, params: dict, options: EngineConfig, limits: Limits, largest: tuple[Bucket, ...], device: Any
 ) -> MemoryPlan:
     """Decide the number of pages.
 
@@ -70,6 +73,10 @@ def step_memory(
     for bucket in buckets:
         layout = StepLayout(bucket, limits.table_width, limits.batch_size)
         analysis = lower_step(model, layout, params, pages, state).compile().memory_analysis()
+        if analysis is None:
+            raise MemoryBudgetError(
+                f"this backend does not tell what the step {bucket} needs; set cache_max_entry_count to a number of pages"
+            )
         results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
         most = max(most, analysis.temp_size_in_bytes + results + analysis.generated_code_size_in_bytes)
     return most

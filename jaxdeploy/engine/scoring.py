@@ -12,7 +12,7 @@ from jaxdeploy.config.generation import MAX_LOGPROBS
 from jaxdeploy.engine.limits import Limits
 from jaxdeploy.engine.request import TokenLogprobs
 from jaxdeploy.errors import PromptTooLongError
-from jaxdeploy.model.decoder import Decoder
+from jaxdeploy.model.decoder import Decoder, next_logits, run_layers
 from jaxdeploy.model.inputs import ModelInputs
 
 CHUNK_TOKENS = 256
@@ -53,7 +53,9 @@ class Scorer:
 
     def _chunks(self, ids: list[int]):
         if len(ids) > self.longest:
-            raise PromptTooLongError(f"the text has {len(ids)} tokens, more than the {self.longest} that fit", param="prompt")
+            raise PromptTooLongError(
+                f"the text has {len(ids)} tokens, more than the {self.longest} that fit", param="prompt"
+            )
         with self._lock:
             pages = KVPages.create(
                 self._model.config,
@@ -83,8 +85,8 @@ class Scorer:
             rope_lengths=length[None],
             block_table=jnp.arange(self._num_pages, dtype=jnp.int32)[None],
         )
-        hidden, pages = self._model.apply({"params": params}, inputs, pages)
-        logits = self._model.apply({"params": params}, hidden, method=Decoder.logits)
+        hidden, pages = run_layers(self._model, params, inputs, pages)
+        logits = next_logits(self._model, params, hidden)
         logprobs = jax.nn.log_softmax(logits, axis=-1)
         chosen = jnp.take_along_axis(logprobs, packed[1][:, None], axis=-1)[:, 0]
         values, ids = jax.lax.top_k(logprobs, min(MAX_LOGPROBS, logprobs.shape[1]))

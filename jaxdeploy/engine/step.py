@@ -1,6 +1,7 @@
 """The compiled step: model, then sampler, on state that never leaves the device."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ from jaxtyping import Array, Int32
 
 from jaxdeploy.cache.kv_pages import KVPages
 from jaxdeploy.engine.batch import StepLayout
-from jaxdeploy.model.decoder import Decoder
+from jaxdeploy.model.decoder import Decoder, next_logits, run_layers
 from jaxdeploy.sampling.sampler import Sampled, sample
 from jaxdeploy.sampling.slots import SlotState
 
@@ -22,13 +23,13 @@ def run_step(
     inputs = layout.unpack(packed)
     token_slots = jnp.take(inputs.slots, inputs.model.rows)
     tokens = jnp.where(inputs.from_device, state.last_token[token_slots], inputs.model.tokens)
-    fed = inputs.model.replace(tokens=tokens)
+    fed = replace(inputs.model, tokens=tokens)
     state = state.count(token_slots, tokens, inputs.prompt, fed.valid)
-    hidden, pages = model.apply({"params": params}, fed, pages)
-    logits = model.apply({"params": params}, hidden[fed.last_tokens], method=Decoder.logits)
+    hidden, pages = run_layers(model, params, fed, pages)
+    logits = next_logits(model, params, hidden[fed.last_tokens])
     sampled = sample(logits, state, inputs.slots, inputs.made)
     kept = jnp.where(inputs.samples, sampled.tokens, state.last_token[inputs.slots])
-    return pages, state.replace(last_token=state.last_token.at[inputs.slots].set(kept)), sampled
+    return pages, replace(state, last_token=state.last_token.at[inputs.slots].set(kept)), sampled
 
 
 def lower_step(

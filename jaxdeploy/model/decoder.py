@@ -1,5 +1,7 @@
 """The decoder of every supported family, driven by its ModelConfig."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -32,14 +34,17 @@ class Decoder(nn.Module):
         c, dtype = self.config, jnp.dtype(self.dtype)
         vocabulary = (c.vocab_size, c.hidden_size)
         source = Source(("model.embed_tokens",), "weight", ("vocab", "embed"), stacked=False)
-        self.embedding = self.param("embedding", described(nn.initializers.normal(0.02), source), vocabulary, dtype)
+        self.embedding: Any = self.param(
+            "embedding", described(nn.initializers.normal(0.02), source), vocabulary, dtype
+        )
         if not c.tie_word_embeddings:
             source = Source(("lm_head",), "weight", ("vocab", "embed"), stacked=False)
-            self.lm_head = self.param("lm_head", described(nn.initializers.normal(0.02), source), vocabulary, dtype)
+            self.lm_head: Any = self.param(
+                "lm_head", described(nn.initializers.normal(0.02), source), vocabulary, dtype
+            )
         # Weights are broadcast, not scanned: a scan that slices them would copy each layer before a custom kernel.
-        scanned = nn.scan(
-            DecoderLayer, variable_broadcast="params", split_rngs={"params": False}, in_axes=(0, 0, nn.broadcast)
-        )
+        in_axes: Any = (0, 0, nn.broadcast)
+        scanned = nn.scan(DecoderLayer, variable_broadcast="params", split_rngs={"params": False}, in_axes=in_axes)
         self.layers = scanned(c, self.dtype, name="layers")
         self.norm = RMSNorm("model.norm", c.hidden_size, c.rms_norm_eps, self.dtype, name="norm")
 
@@ -65,6 +70,20 @@ class Decoder(nn.Module):
         head = self.embedding if self.config.tie_word_embeddings else self.lm_head
         contract = (((hidden.ndim - 1,), (1,)), ((), ()))
         return lax.dot_general(hidden, head, contract, preferred_element_type=jnp.float32)
+
+
+def run_layers(
+    decoder: Decoder, params: dict[str, Any], inputs: ModelInputs, pages: KVPages
+) -> tuple[Float[Array, "T D"], KVPages]:
+    """``Decoder.__call__`` as a function of its parameters."""
+    result: Any = decoder.apply({"params": params}, inputs, pages)
+    return result
+
+
+def next_logits(decoder: Decoder, params: dict[str, Any], hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+    """``Decoder.logits`` as a function of its parameters."""
+    result: Any = decoder.apply({"params": params}, hidden, method=Decoder.logits)
+    return result
 
 
 def _smallest_inputs() -> ModelInputs:

@@ -1,6 +1,7 @@
 """Matrix products with one layer of a weight stack, dense or packed int4 alike."""
 
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -72,13 +73,13 @@ class StackedLinear(nn.Module):
                 _random_quant_tensor, layers=layers, outputs=self.outputs, inputs=self.inputs, dtype=dtype,
                 group_size=group_size, desc_act=quantization.desc_act,
             )  # fmt: skip
-            weight = self.param("weight", described(init, source))
+            weight: Any = self.param("weight", described(init, source))
         else:
             shape = (layers, self.outputs, self.inputs)
             weight = self.param("weight", described(nn.initializers.normal(0.02), source), shape, dtype)
         out = linear(x, weight, layer)
         if self.bias:
             source = Source(self.modules, "bias", ("layer", self.axes[0]), stacked=True)
-            bias = self.param("bias", described(nn.initializers.zeros, source), (layers, self.outputs), dtype)
+            bias: Any = self.param("bias", described(nn.initializers.zeros, source), (layers, self.outputs), dtype)
             out = out + lax.dynamic_index_in_dim(bias, layer, 0, keepdims=False)
         return out

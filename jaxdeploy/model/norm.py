@@ -1,5 +1,7 @@
 """Root-mean-square norm (arXiv:1910.07467)."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import lax
@@ -30,7 +32,7 @@ class RMSNorm(nn.Module):
         stacked = self.layers is not None
         source = Source((self.module,), "weight", ("layer", "norm") if stacked else ("norm",), stacked)
         shape = (self.layers, self.size) if stacked else (self.size,)
-        weight = self.param("weight", described(nn.initializers.ones, source), shape, jnp.dtype(self.dtype))
+        weight: Any = self.param("weight", described(nn.initializers.ones, source), shape, jnp.dtype(self.dtype))
         if stacked:
             weight = lax.dynamic_index_in_dim(weight, layer, 0, keepdims=False)
         return rms_norm(x, weight, self.eps)

@@ -45,7 +45,7 @@ class Described(meta.AxisMetadata[Any]):
 
     def replace_boxed(self, val: Any) -> "Described":
         """The same description of another value."""
-        return self.replace(value=val)
+        return Described(val, self.source)
 
     def add_axis(self, index: int, params: dict[Any, Any]) -> "Described":
         """Unchanged: stacks are declared with their layer axis."""

@@ -1,5 +1,7 @@
 """What the sampler knows of each running sequence, kept on the device: one slot a sequence, written when it is admitted."""
 
+from dataclasses import replace
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -102,7 +104,8 @@ class SlotState:
 
     def admit(self, slot: Int32[Array, ""], options: SlotOptions) -> "SlotState":
         """Hand a slot to a new sequence: its options, nothing counted, no grammar."""
-        return self.replace(
+        return replace(
+            self,
             options=jax.tree.map(lambda all_slots, one: all_slots.at[slot].set(one), self.options, options),
             in_prompt=self.in_prompt.at[slot].set(False),
             in_answer=self.in_answer.at[slot].set(0),
@@ -111,7 +114,7 @@ class SlotState:
 
     def set_mask(self, slot: Int32[Array, ""], mask: Array) -> "SlotState":
         """Allow a slot only the tokens whose bit is set in ``mask`` (uint32 [ceil(V / 32)]) until it is set again."""
-        return self.replace(mask=self.mask.at[slot].set(mask), has_mask=self.has_mask.at[slot].set(True))
+        return replace(self, mask=self.mask.at[slot].set(mask), has_mask=self.has_mask.at[slot].set(True))
 
     def count(
         self, slots: Int32[Array, " T"], tokens: Int32[Array, " T"], prompt: Bool[Array, " T"], valid: Bool[Array, " T"]
@@ -120,7 +123,8 @@ class SlotState:
         nobody = self.last_token.shape[0]
         prompt_slots = jnp.where(valid & prompt, slots, nobody)
         answer_slots = jnp.where(valid & ~prompt, slots, nobody)
-        return self.replace(
+        return replace(
+            self,
             in_prompt=self.in_prompt.at[prompt_slots, tokens].set(True, mode="drop"),
             in_answer=self.in_answer.at[answer_slots, tokens].add(1, mode="drop"),
         )
