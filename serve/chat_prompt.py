@@ -11,6 +11,7 @@ from serve.reasoning.think import BEGIN, END, ReasoningParser, prompt_opens_thin
 from serve.service import Service
 from serve.special_tokens import SpecialTokenFilter
 from serve.tool_parsers.registry import make_parser
+from serve.tool_prompt import messages_with_tools, template_shows_tools
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +42,20 @@ async def chat_prompt(
     """Render and encode a conversation, on another thread: a long one takes a while.
 
     Raises:
-        RequestError: a message is malformed, or the template refuses it; or tools for a model that can't call any.
+        RequestError: a message is malformed, or the template refuses it; or there are tools but no parser.
     """
     if tools and service.tool_parser is None:
         raise RequestError(
-            f"{service.name} is not known to call tools; leave out 'tools', or start the server with --tool-call-parser",
+            "this server was started without a tool-call parser; leave out 'tools', or set tool_choice to 'none'",
             param="tools",
         )
 
     def prepare() -> ChatPrompt:
-        text = service.model.chat_template.render(
-            messages,
+        template, chat = service.model.chat_template, messages
+        if tools and service.tool_format is not None and not template_shows_tools(template.source):
+            chat = messages_with_tools(messages, tools, service.tool_format)
+        text = template.render(
+            chat,
             tools=tools or None,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,

@@ -27,6 +27,9 @@ from serve.tool_parsers.registry import choose_format, choose_parser_name, parse
 SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 """What is taken from a generation_config.json."""
 
+DEFAULT_PARSER = "hermes"
+"""For models that say nothing of tools: the format that the most models were trained on."""
+
 
 @dataclass(frozen=True)
 class Service:
@@ -36,7 +39,7 @@ class Service:
         name: what clients call the model.
         client: of the engine.
         defaults: sampling options for requests that leave them out.
-        tool_parser: name of the model's tool-call parser; None if it can't call tools.
+        tool_parser: name of the tool-call parser; None if tools are refused.
         tool_format: how it writes tool calls.
         thinks: answers may begin with a ``<think>`` block.
         stop_words: texts that end a chat turn and are no tokens of their own.
@@ -114,8 +117,7 @@ def make_service(model: ServedModel, options: ServerOptions, metrics: Metrics) -
     """
     template, special = model.chat_template, model.tokenizer.special_tokens
     parser = options.tool_call_parser or choose_parser_name(model.config.family, template.source, special)
-    if parser == "none":
-        parser = None
+    parser = None if parser == "none" else parser or DEFAULT_PARSER
     if parser is not None:
         parser_class(parser)  # an unknown name is an error now, not in the first request
     batch = model.engine.limits.batch_size
