@@ -22,23 +22,30 @@ def random_answer(
     tokenizer: Tokenizer,
     rng: random.Random,
     most: int = 4000,
-    ends: frozenset[int] = frozenset(),
+    tags: tuple[str, ...] = (),
 ) -> str:
-    """Text of a random walk from the start to an end token (``ends`` or the tokenizer's), which it leaves out.
+    """Text of a random walk from the start to an end token, which it leaves out.
 
-    Where a string or a list could go on for ever, the walk tends to end it.
+    Where a string or a list could go on for ever, the walk tends to end it: by a bracket or a quote, or by one of ``tags``.
     """
-    constraint, ids = make(), []
-    ends = ends or frozenset(tokenizer.eos_ids)
+    constraint, ids, spelling = make(), [], []
+    ends = frozenset(tokenizer.eos_ids)
     closing = {tokenizer.encode(char, add_special=False)[0] for char in '"}]<\n'}
+    spelled = [tokenizer.encode(tag, add_special=False) for tag in tags]
     while True:
         choices = allowed(constraint)
         assert choices, f"nothing may follow {tokenizer.decode(ids, skip_special=False)!r}"
-        closers = closing.intersection(choices)
         if ends.intersection(choices) and (len(choices) <= len(ends) or rng.random() < 0.5):
             return tokenizer.decode(ids, skip_special=False)
-        others = [token for token in choices if token not in ends]
-        token = rng.choice(sorted(closers)) if closers and rng.random() < 0.25 else rng.choice(others)
+        if spelled and not spelling and rng.random() < 0.1:
+            spelling = list(rng.choice(spelled))
+        closers = closing.intersection(choices)
+        if spelling and spelling[0] in choices:
+            token = spelling.pop(0)
+        elif closers and rng.random() < 0.25:
+            token = rng.choice(sorted(closers))
+        else:
+            token, spelling = rng.choice([token for token in choices if token not in ends]), []
         ids.append(token)
         constraint.advance(token)
         assert len(ids) < most, f"no end after {tokenizer.decode(ids, skip_special=False)[:500]!r}"
