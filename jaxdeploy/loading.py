@@ -13,6 +13,7 @@ from jaxdeploy import runtime
 from jaxdeploy.config.engine import EngineConfig
 from jaxdeploy.config.model import ModelConfig
 from jaxdeploy.demo import demo_model_path
+from jaxdeploy.engine.embedding import Embedder
 from jaxdeploy.engine.engine import Engine
 from jaxdeploy.engine.executor import Progress
 from jaxdeploy.engine.limits import Limits
@@ -54,6 +55,14 @@ class LoadedModel:
         """Scores given text with the engine's weights and its kind of cache."""
         engine = self.engine
         return Scorer(
+            engine.executor.model, engine.executor.params, engine.limits, quant_policy=engine.options.quant_policy
+        )
+
+    @cached_property
+    def embedder(self) -> Embedder:
+        """Turns text into vectors with the engine's weights."""
+        engine = self.engine
+        return Embedder(
             engine.executor.model, engine.executor.params, engine.limits, quant_policy=engine.options.quant_policy
         )
 
