@@ -190,8 +190,7 @@ class Engine:
             self.scheduler.finish(sequence)
             self._forget(sequence)
             return replace(_output(sequence, ""), error=str(problem))
-        if mask is not None:
-            self.executor.set_mask(sequence.slot, mask)
+        self.executor.set_mask(sequence.slot, mask)
         return None
 
     def _advance(self, row: PlannedRow, sampled: Sampled, i: int) -> Output | None:

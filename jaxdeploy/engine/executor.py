@@ -46,6 +46,7 @@ class Executor:
         self.state = SlotState.create(limits.batch_size + 1, model.config.vocab_size)
         self.steps = 0
         self._compiled: dict[Bucket, Callable] = {}
+        self._masked: set[int] = set()  # slots that a grammar restricts now
         self._admit = jax.jit(SlotState.admit, donate_argnums=0)
         self._set_mask = jax.jit(SlotState.set_mask, donate_argnums=0)
 
@@ -69,12 +70,20 @@ class Executor:
 
     def admit(self, slot: int, options: SlotOptions) -> None:
         """Hand a slot to a new sequence."""
+        self._masked.discard(slot)
         self.state = self._admit(self.state, np.int32(slot), options)
 
-    def set_mask(self, slot: int, mask: np.ndarray) -> None:
-        """Restrict a slot's next token to the set bits of ``mask``."""
-        words = np.zeros(self.state.mask.shape[1], np.uint32)
-        words[: len(mask)] = mask[: len(words)]
+    def set_mask(self, slot: int, mask: np.ndarray | None) -> None:
+        """Restrict a slot's next token to the set bits of ``mask``; None lifts the restriction."""
+        if mask is None:
+            if slot not in self._masked:
+                return
+            self._masked.discard(slot)
+            words = np.full(self.state.mask.shape[1], 2**32 - 1, np.uint32)
+        else:
+            self._masked.add(slot)
+            words = np.zeros(self.state.mask.shape[1], np.uint32)
+            words[: len(mask)] = mask[: len(words)]
         self.state = self._set_mask(self.state, np.int32(slot), words)
 
     def run(self, plan: StepPlan) -> Sampled:

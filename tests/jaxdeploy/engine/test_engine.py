@@ -255,6 +255,14 @@ class OnlyTokens:
         self.seen.append(token)
 
 
+def test_a_grammar_that_ends_lets_go(engine):
+    config = greedy(8)
+    engine.submit(Request("bound", prompt(5), config, constraint=lambda: OnlyTokens([5, 99])))
+    answer = tokens_of(run_all(engine), "bound")
+    engine.submit(Request("free", [*prompt(5), 5, 99], greedy(6)))
+    assert answer == [5, 99, *tokens_of(run_all(engine), "free")]
+
+
 @pytest.mark.parametrize("temperature", [0.0, 3.0])
 def test_grammar_masks_bind_only_their_row(engine, temperature):
     config = sampled(6, temperature=temperature, random_seed=2)
