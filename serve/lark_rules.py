@@ -1,11 +1,19 @@
 """A Lark grammar in the making."""
 
+import json
 import re
 from collections.abc import Mapping
 
+from jaxdeploy.errors import RequestError
 from jaxdeploy.grammar.spec import GrammarSpec, lark_json, lark_text
 
 ANY_TEXT = "/(?s:.*)/"
+
+
+def lark_regex(pattern: str) -> str:
+    """A regular expression as a term of a terminal."""
+    escaped = re.sub(r"\\.|/", lambda found: "\\/" if found[0] == "/" else found[0], pattern, flags=re.DOTALL)
+    return "/" + escaped.replace("\n", "\\n") + "/"
 
 
 class LarkRules:
@@ -54,6 +62,25 @@ class LarkRules:
             return f"{self.terminal(expression)} {self.text(tail)}"
         lazy = self.rule(self.terminal(f"({expression}) {lark_text(first)}"), options="[lazy]")
         return f"{lazy} {self.text(tail[len(first) :])}".rstrip()
+
+    def answer(self, spec: GrammarSpec) -> str:
+        """A rule for what another specification allows.
+
+        Raises:
+            RequestError: it is a Lark grammar, whose rules could clash with these.
+        """
+        match spec.kind:
+            case "json_schema":
+                return self.json(json.loads(spec.source))
+            case "json_object":
+                return self.json({"type": "object"})
+            case "choice":
+                return self.rule(*map(lark_text, json.loads(spec.source)))
+            case "regex":
+                return self.rule(self.terminal(lark_regex(spec.source)))
+        raise RequestError(
+            "a grammar for the answer can't stand beside tools; set tool_choice", param="response_format"
+        )
 
     def spec(self, start: str) -> GrammarSpec:
         """The whole grammar; ``start`` is what the answer is."""

@@ -7,7 +7,9 @@ from jaxdeploy.errors import RequestError
 from jaxdeploy.grammar.spec import GrammarSpec
 from serve.grammar_schema import grammar_schema
 
-TYPES = ("text", "json_object", "json_schema", "regex", "choice", "lark", "grammar")
+TYPES = ("text", "json_object", "json_schema", "regex", "regex_schema", "choice", "lark", "grammar")
+_SOURCES = {"grammar": ("grammar", "lark"), "lark": ("lark", "grammar")}
+_SOURCES |= {"regex": ("regex", "regex_schema"), "regex_schema": ("regex_schema", "regex")}  # LMDeploy's name
 GUIDED = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
 
 
@@ -18,7 +20,8 @@ def response_grammar(
 
     Args:
         response_format: as the client wrote it: ``{"type": "json_schema", "json_schema": {"schema": {..}}}``, and so on. For
-            ``regex``, ``choice`` and ``lark`` (or ``grammar``) the field of the type's own name has the source.
+            ``regex`` (or ``regex_schema``), ``choice`` and ``lark`` (or ``grammar``) the field of that name
+            has the source.
         guided: the request's ``guided_*`` fields, by name; None values count as absent.
 
     Raises:
@@ -45,7 +48,8 @@ def _of_type(response_format: Mapping[str, Any]) -> GrammarSpec:
     if kind == "json_object":
         return GrammarSpec.json_object()
     param = f"response_format.{kind}"
-    value = response_format.get(kind, response_format.get("lark" if kind == "grammar" else ""))
+    found = (response_format.get(field) for field in _SOURCES.get(kind, (kind,)))
+    value = next((value for value in found if value is not None), None)
     if kind == "json_schema":
         value = value.get("schema") if isinstance(value, Mapping) else None
         kind, param = "json", "response_format.json_schema.schema"
@@ -63,4 +67,4 @@ def _grammar(kind: str, value: Any, param: str) -> GrammarSpec:
         return GrammarSpec.choice(value)
     if not isinstance(value, str) or not value:
         raise RequestError(f"{param} must be a text, not {str(value)[:100]!r}", param=param)
-    return GrammarSpec.regex(value) if kind == "regex" else GrammarSpec.lark(value)
+    return GrammarSpec.regex(value) if "regex" in kind else GrammarSpec.lark(value)

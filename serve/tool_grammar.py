@@ -62,13 +62,38 @@ def strict_calls(
     Raises:
         RequestError: a schema that can't be enforced.
     """
+    calls = _Calls(tool_format, marks, _strict_schemas(tools))
+    return calls.rules.spec(calls.in_text(several=parallel))
+
+
+def calls_or_answer(
+    tools: Iterable[dict[str, Any]],
+    tool_format: ToolFormat,
+    marks: Mapping[str, int],
+    answer: GrammarSpec,
+    *,
+    parallel: bool = True,
+) -> GrammarSpec:
+    """The answer is calls alone, or follows ``answer``: tools under ``tool_choice`` "auto" beside a ``response_format``.
+
+    Args:
+        tools, tool_format, marks, parallel: see ``strict_calls``.
+        answer: the grammar of the ``response_format``.
+
+    Raises:
+        RequestError: a schema that can't be enforced, or a Lark grammar for an answer.
+    """
+    calls = _Calls(tool_format, marks, _strict_schemas(tools))
+    block = calls.rules.rule(calls.marked_block(most=MAX_CALLS if parallel else 1))
+    return calls.rules.spec(f"{block} | {calls.rules.answer(answer)}")
+
+
+def _strict_schemas(tools: Iterable[dict[str, Any]]) -> dict[str, dict]:
     functions = [tool["function"] for tool in tools]
-    schemas = {
+    return {
         each["name"]: arguments_schema(each.get("parameters")) if each.get("strict") else _ANY_OBJECT
         for each in functions
     }
-    calls = _Calls(tool_format, marks, schemas)
-    return calls.rules.spec(calls.in_text(several=parallel))
 
 
 class _Calls:
@@ -93,6 +118,11 @@ class _Calls:
             following = self.rules.rule(f"{self.rules.text(form.separator)} {self._call()}")
             more = f"{following}{{0,{most - 1}}}"
         return " ".join(filter(None, (self.rules.text(begin), first, more, self.rules.text(form.end))))
+
+    def marked_block(self, most: int) -> str:
+        """A block that begins with a mark, also in a format that can do without: bare JSON could be the answer itself."""
+        bare = not (self.format.begin + self.format.call_begin)
+        return f"{self.rules.text(self.format.triggers[0]) if bare else ''} {self.block(most)}".strip()
 
     def in_text(self, several: bool) -> str:
         """Terms for free text with blocks of calls in it."""

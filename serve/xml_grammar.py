@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from jaxdeploy.errors import RequestError
 from jaxdeploy.grammar.spec import lark_text
-from serve.lark_rules import ANY_TEXT, LarkRules
+from serve.lark_rules import ANY_TEXT, LarkRules, lark_regex
 from serve.tool_parsers.coerce import ANY, coerce, schema_types
 from serve.tool_parsers.formats import ToolFormat
 
@@ -177,5 +177,4 @@ def _pattern(pattern: str) -> str:
     inner = body[starts : len(body) - ends]
     if (starts or ends) and "|" in re.sub(r"\(.*\)", "", inner):
         raise RequestError(f"the pattern {pattern!r} must have its | in brackets", param="tools")
-    inner = inner.replace("/", "\\/").replace("\n", "\\n")
-    return " ".join([*([] if starts else [ANY_TEXT]), f"/({inner})/", *([] if ends else [ANY_TEXT])])
+    return " ".join([*([] if starts else [ANY_TEXT]), lark_regex(f"({inner})"), *([] if ends else [ANY_TEXT])])

@@ -24,6 +24,7 @@ def json_schema(schema: object) -> dict:
         (json_schema(True), GrammarSpec.json_schema({})),
         (json_schema(False), GrammarSpec.json_schema(False)),
         ({"type": "regex", "regex": "a+"}, GrammarSpec.regex("a+")),
+        ({"type": "regex_schema", "regex_schema": "a+"}, GrammarSpec.regex("a+")),
         ({"type": "choice", "choice": ["a", "b"]}, GrammarSpec.choice(["a", "b"])),
         ({"type": "lark", "lark": 'start: "a"'}, GrammarSpec.lark('start: "a"')),
         ({"type": "grammar", "grammar": 'start: "a"'}, GrammarSpec.lark('start: "a"')),

@@ -9,7 +9,8 @@ from support.tool_parsing import function_tool
 from support.tool_walks import PARSER_OF, assert_valid, marks_of, model_of, read, walk
 
 from jaxdeploy.errors import RequestError
-from serve.tool_grammar import required_calls, strict_calls
+from jaxdeploy.grammar.spec import GrammarSpec
+from serve.tool_grammar import calls_or_answer, required_calls, strict_calls
 from serve.tool_parsers.formats import GLM45, HERMES, INTERNLM2, LLAMA3, QWEN3_CODER, ToolFormat
 
 FORMATS = pytest.mark.parametrize("tool_format", PARSER_OF, ids=lambda each: each.name)
@@ -132,6 +133,33 @@ def test_tools_that_are_not_strict_take_any_object_under_auto():
         spec = strict_calls([strict, NOTE], tool_format, marks_of(tool_format, True))
         assert fits(spec, tool_format, tool_format.render([("note", {"text": "much longer than nine", "x": [1]})]))
         assert not fits(spec, tool_format, tool_format.render([("add", {"a": "much"})]))
+
+
+ANSWERS = [
+    (GrammarSpec.json_schema({"type": "object", "properties": {"z": {"type": "null"}}}), '{"z": null}', '{"z": 1}'),
+    (GrammarSpec.json_object(), '{"q": [1]}', "[1]"),
+    (GrammarSpec.choice(["yes/no", "no"]), "yes/no", "yes"),
+    (GrammarSpec.regex(r"a/b\\/c|\n+"), "a/b\\/c", "a"),
+]
+
+
+@FORMATS
+@WITH_TAGS
+@pytest.mark.parametrize(("answer", "right", "wrong"), ANSWERS, ids=lambda each: getattr(each, "kind", ""))
+def test_calls_beside_a_response_format(tool_format, with_tags, answer, right, wrong):
+    spec = calls_or_answer([ADD], tool_format, marks_of(tool_format, with_tags), answer)
+    bare = not (tool_format.begin + tool_format.call_begin)
+    opening = tool_format.triggers[0] if bare else ""
+    call = opening + tool_format.render([("add", {"a": 1})])
+    for text in (right, call):
+        assert fits(spec, tool_format, text, with_tags), text
+    for text in (wrong, right + call, "Hello", opening + tool_format.render([("sub", {})])):
+        assert not fits(spec, tool_format, text, with_tags), text
+
+
+def test_grammar_for_the_answer_beside_tools_is_refused():
+    with pytest.raises(RequestError, match="can't stand beside tools"):
+        calls_or_answer([ADD], HERMES, {}, GrammarSpec.lark('start: "a"'))
 
 
 def test_a_tool_without_parameters_takes_none():
