@@ -95,6 +95,10 @@ class Connection:
         """Send the whole body."""
         self.send(json.dumps(value).encode())
 
+    def unread(self) -> int:
+        """Pieces of the body that the server did not take."""
+        return self._messages.qsize()
+
     def leave(self) -> None:
         """Close the connection."""
         self._messages.put_nowait({"type": "http.disconnect"})
