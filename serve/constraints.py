@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Callable
 
 from jaxdeploy.engine.request import Constraint
-from jaxdeploy.errors import RequestError
 from jaxdeploy.grammar.spec import GrammarSpec
 from jaxdeploy.grammar.thinking import ThinkingTags
 from serve.chat_prompt import ChatPrompt
@@ -12,7 +11,7 @@ from serve.protocol.chat import ChatCompletionRequest
 from serve.protocol.tools import GuidedFields
 from serve.response_format import response_grammar
 from serve.service import Service
-from serve.tool_grammar import required_calls, strict_calls
+from serve.tool_grammar import calls_or_answer, required_calls, strict_calls
 
 ConstraintFactory = Callable[[], Constraint]
 
@@ -30,13 +29,7 @@ async def chat_constraint(
 
     def make() -> ConstraintFactory | None:
         answer = response_grammar(request.response_format, request.guided())
-        calls = tool_calls_grammar(request, prompt, service)
-        if answer is not None and prompt.tools and request.tool_mode == "auto":
-            raise RequestError(
-                "an answer can't be held to a format while the model may call tools as well; set tool_choice to 'none' or "
-                "'required'",
-                param="response_format",
-            )
+        calls = tool_calls_grammar(request, prompt, service, answer)
         tags = ThinkingTags(inside=prompt.inside_thinking) if service.thinks else None
         if calls is not None:
             return service.compile_grammar(calls, "tools", tags)
@@ -64,8 +57,13 @@ def demands_something(request: ChatCompletionRequest) -> bool:
     return bool(request.tools or request.response_format or request.guided())
 
 
-def tool_calls_grammar(request: ChatCompletionRequest, prompt: ChatPrompt, service: Service) -> GrammarSpec | None:
+def tool_calls_grammar(
+    request: ChatCompletionRequest, prompt: ChatPrompt, service: Service, answer: GrammarSpec | None
+) -> GrammarSpec | None:
     """The grammar of the tool calls that are demanded; None if none are.
+
+    Args:
+        answer: what an answer without calls is held to, where the model may choose.
 
     Raises:
         RequestError: a tool's schema can't be enforced.
@@ -76,6 +74,8 @@ def tool_calls_grammar(request: ChatCompletionRequest, prompt: ChatPrompt, servi
     marks = service.control_tokens
     if request.tool_mode in ("required", "named"):
         return required_calls(prompt.tools, service.tool_format, marks, name=request.forced_tool, parallel=parallel)
+    if answer is not None:
+        return calls_or_answer(prompt.tools, service.tool_format, marks, answer, parallel=parallel)
     if any(tool.function.strict for tool in request.tools or ()):
         return strict_calls(prompt.tools, service.tool_format, marks, parallel=parallel)
     return None

@@ -19,8 +19,6 @@ class Constraint(Protocol):
     def mask(self) -> np.ndarray | None:
         """uint32 words, one bit per token, set where the token may come next; None if anything may.
 
-        Once a mask was given, None no longer lifts it: give one with all bits set.
-
         Raises:
             RequestError: the grammar can't be followed any further; the answer ends with an error.
         """
