@@ -230,14 +230,15 @@ class Pipeline:
         for prompt, config in zip(prompts, configs, strict=True):
             request = Request(
                 id=f"pipeline-{next(_request_numbers)}",
-                prompt_ids=self._encode(prompt, do_preprocess),
+                prompt_ids=self.encode_prompt(prompt, do_preprocess=do_preprocess),
                 config=self._with_bad_words(config),
             )
             self.engine.check(request)
             requests.append(request)
         return requests
 
-    def _encode(self, prompt: Prompt, do_preprocess: bool) -> list[int]:
+    def encode_prompt(self, prompt: Prompt, *, do_preprocess: bool = True) -> list[int]:
+        """The token ids that the engine gets for a prompt; ``do_preprocess`` applies the chat template to a text."""
         if isinstance(prompt, str):
             if not do_preprocess or self.chat_template.is_base:
                 return self.tokenizer.encode(prompt, add_special=True)

@@ -63,7 +63,7 @@ def test_twenty_prompts_in_one_ragged_batch_equal_full_recompute():
     with pipeline(None, options) as pipe:
         answers = pipe(PROMPTS, GenerationConfig(max_new_tokens=tokens, ignore_eos=True))
         assert pipe.engine.scheduler.preemptions > 0, "the pool was meant to be too small for all"
-        prompts = [pipe._encode(prompt, do_preprocess=True) for prompt in PROMPTS]
+        prompts = [pipe.encode_prompt(prompt, do_preprocess=True) for prompt in PROMPTS]
         params, config = pipe.engine.executor.params, pipe.model_config
     assert max(map(len, prompts)) > options.max_prefill_token_num, "one prompt was meant to need several chunks"
     assert any(len(ids) % options.cache_block_seq_len for ids in prompts)

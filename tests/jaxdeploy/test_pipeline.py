@@ -81,7 +81,7 @@ def test_conversation_remembers(pipe):
     assert session.response is not None
     assert session.response.text == text
     assert [prompt for prompt, _ in session.history] == ["My name is Ada.", "What did I say?"]
-    assert session.response.input_token_len > len(pipe._encode("What did I say?", do_preprocess=True))
+    assert session.response.input_token_len > len(pipe.encode_prompt("What did I say?", do_preprocess=True))
 
 
 def test_perplexity_of_likely_and_unlikely_text(pipe):
