@@ -24,16 +24,15 @@ async def chat_constraint(
     Grammars are made and compiled on a worker thread: neither the event loop nor the engine waits.
 
     Raises:
-        RequestError: a grammar is unsupported, or demands contradict each other; ``param`` names the field.
+        RequestError: a grammar is unsupported, or two formats are demanded; ``param`` names the field.
     """
 
     def make() -> ConstraintFactory | None:
-        answer = response_grammar(request.response_format, request.guided())
-        calls = tool_calls_grammar(request, prompt, service, answer)
+        demand = chat_grammar(request, prompt, service)
+        if demand is None:
+            return None
         tags = ThinkingTags(inside=prompt.inside_thinking) if service.thinks else None
-        if calls is not None:
-            return service.compile_grammar(calls, "tools", tags)
-        return None if answer is None else service.compile_grammar(answer, "response_format", tags)
+        return service.compile_grammar(*demand, tags)
 
     return await asyncio.to_thread(make) if demands_something(request) else None
 
@@ -57,25 +56,25 @@ def demands_something(request: ChatCompletionRequest) -> bool:
     return bool(request.tools or request.response_format or request.guided())
 
 
-def tool_calls_grammar(
-    request: ChatCompletionRequest, prompt: ChatPrompt, service: Service, answer: GrammarSpec | None
-) -> GrammarSpec | None:
-    """The grammar of the tool calls that are demanded; None if none are.
+def chat_grammar(
+    request: ChatCompletionRequest, prompt: ChatPrompt, service: Service
+) -> tuple[GrammarSpec, str] | None:
+    """The grammar of an answer, and the request's field that it comes from; None if the answer may be anything.
 
-    Args:
-        answer: what an answer without calls is held to, where the model may choose.
+    Forced calls leave no room for an answer, so they come before a ``response_format``.
 
     Raises:
-        RequestError: a tool's schema can't be enforced.
+        RequestError: a schema can't be enforced.
     """
+    answer = response_grammar(request.response_format, request.guided())
     if not prompt.tools or service.tool_format is None:
-        return None
+        return None if answer is None else (answer, "response_format")
+    tools, form, marks = prompt.tools, service.tool_format, service.control_tokens
     parallel = request.parallel_tool_calls is not False
-    marks = service.control_tokens
     if request.tool_mode in ("required", "named"):
-        return required_calls(prompt.tools, service.tool_format, marks, name=request.forced_tool, parallel=parallel)
+        return required_calls(tools, form, marks, name=request.forced_tool, parallel=parallel), "tools"
     if answer is not None:
-        return calls_or_answer(prompt.tools, service.tool_format, marks, answer, parallel=parallel)
+        return calls_or_answer(tools, form, marks, answer, parallel=parallel), "response_format"
     if any(tool.function.strict for tool in request.tools or ()):
-        return strict_calls(prompt.tools, service.tool_format, marks, parallel=parallel)
+        return strict_calls(tools, form, marks, parallel=parallel), "tools"
     return None

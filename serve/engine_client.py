@@ -68,7 +68,11 @@ class EngineClient:
     def fail_all(self, message: str) -> None:
         """End every generation with an error, for when the engine can't any more."""
         for generation in set(self._generations.values()):
-            generation.fail(message)
+            generation.fail(EngineStoppedError(message))
+
+    def failure(self, message: str) -> Exception:
+        """Called by a generation: what to raise for an answer that ended with an error."""
+        return HTTPError(500, message, code="generation_failed") if self.alive else EngineError(message)
 
     def _sink(self, outputs: list[Output]) -> None:
         try:
@@ -101,14 +105,14 @@ class EngineClient:
 class Generation(AsyncIterator[list[Output]]):
     """The outputs of one request, or of several, as they come: all that are there at a time.
 
-    Ends when all answers have ended. An answer that the engine ended with an error raises EngineError.
+    Ends when all answers have ended. An answer that ended with an error ends it too.
     """
 
     def __init__(self, client: EngineClient, requests: Sequence[Request]):
         self._client = client
         self._unfinished = {request.id: request.config.n for request in requests}
         self._outputs: list[Output] = []
-        self._failure: str | None = None
+        self._failure: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
         start = time.perf_counter()
         self._timings = {
@@ -127,13 +131,13 @@ class Generation(AsyncIterator[list[Output]]):
             if not self._unfinished[output.request_id]:
                 del self._unfinished[output.request_id]
         if output.finish_reason == "error":
-            self._failure = output.error or "the engine failed"
+            self._failure = self._client.failure(output.error or "the engine failed")
         self._outputs.append(output)
         self._wake()
 
-    def fail(self, message: str) -> None:
+    def fail(self, failure: Exception) -> None:
         """End with an error."""
-        self._failure = message
+        self._failure = failure
         self._wake()
 
     def close(self) -> None:
@@ -149,11 +153,12 @@ class Generation(AsyncIterator[list[Output]]):
         """The outputs since the last call.
 
         Raises:
-            EngineError: the engine ended an answer with an error.
+            HTTPError: 500, this answer failed.
+            EngineError: the engine failed, or was stopped.
         """
         while True:
             if self._failure is not None:
-                raise EngineStoppedError(self._failure) if not self._client.alive else EngineError(self._failure)
+                raise self._failure
             if self._outputs:
                 outputs, self._outputs = self._outputs, []
                 return outputs

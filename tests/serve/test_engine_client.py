@@ -110,6 +110,22 @@ def test_a_failing_engine_wakes_everybody(model):
     scenario(model, run)
 
 
+def test_an_answer_that_fails_leaves_the_others_alone(model):
+    async def run(client):
+        broken, good = client.generate(request("a", n=2)), client.generate(request("b"))
+        model.runner.break_answer("a")
+        model.runner.step()
+        with pytest.raises(HTTPError) as failed:
+            await anext(broken)
+        assert (failed.value.status, failed.value.code) == (500, "generation_failed")
+        broken.close()
+        assert [output.text for output in await anext(good)] == ["a"]
+        good.close()
+        assert client.in_flight == 0
+
+    scenario(model, run)
+
+
 def test_giving_up_wakes_everybody(model):
     async def run(client):
         generation = client.generate(request("a"), request("b"))

@@ -134,6 +134,13 @@ class FakeRunner:
             self.active = []
             self._changed.notify()
 
+    def break_answer(self, request_id: str) -> None:
+        """End the first answer of a request with an error, as a grammar that fails does."""
+        with self._changed:
+            broken = next(answer for answer in self.active if answer.request.id == request_id)
+            self.active.remove(broken)
+            self._deliver([Output(request_id, broken.index, "", finish_reason="error", error="the grammar failed")])
+
     def step(self) -> None:
         """Give every answer its next token."""
         with self._changed:
