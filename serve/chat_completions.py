@@ -8,99 +8,36 @@ from typing import Any
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import JSONResponse, Response
 
-from jaxdeploy.config.generation import GenerationConfig
-from jaxdeploy.engine.request import Request, TokenLogprobs
-from jaxdeploy.errors import RequestError
+from jaxdeploy.engine.request import TokenLogprobs
 from serve.answer_reader import AnswerDelta, AnswerReader
-from serve.chat_prompt import ChatPrompt, answer_readers, chat_prompt, keeps_special_tokens
+from serve.chat_run import start_chat
 from serve.chat_stream import chat_events, finish_reason
-from serve.constraints import chat_constraint
 from serve.endpoint import Endpoint
 from serve.engine_client import Generation
 from serve.logprobs import chat_logprobs, visible
 from serve.protocol.chat import ChatCompletionRequest
-from serve.protocol.sampling import PARAM_NAMES, generation_config
+from serve.protocol.sampling import PARAM_NAMES
 from serve.reasoning.think import ReasoningDelta
-from serve.request_log import log_prompt
 from serve.service import Service
 from serve.sse import EventStream
 from serve.state import ServerState
 from serve.tool_parsers.deltas import CallArguments, CallStart, TextDelta
-from serve.usage import usage
 
 
 async def create_chat_completion(state: ServerState, http: HTTPRequest, request: ChatCompletionRequest) -> Response:
     """Answer a conversation, at once or as a stream."""
     service = state.service
     service.require_model(request.model)
-    check_fields(request)
-    prompt = await chat_prompt(
-        service,
-        request.messages,
-        tools=None if request.tool_mode == "none" else request.tool_dicts(),
-        template_kwargs=request.chat_template_kwargs,
-        add_generation_prompt=request.add_generation_prompt is not False,
-        continue_final_message=bool(request.continue_final_message),
-    )
-    config = chat_config(request, prompt, service)
-    constraint = await chat_constraint(request, prompt, service)
-    request_id = f"chatcmpl-{secrets.token_hex(16)}"
-    log_prompt(state.options, request_id, prompt.text, len(prompt.ids))
-    generation = service.client.generate(Request(request_id, prompt.ids, config, constraint))
-    readers = answer_readers(
-        service,
-        prompt,
-        config.n,
-        one_call=request.parallel_tool_calls is False,
-        skip_special_tokens=request.skip_special_tokens is not False,
-    )
-    head = {"id": request_id, "created": int(time.time()), "model": service.name}
+    run = await start_chat(state, request, f"chatcmpl-{secrets.token_hex(16)}")
+    head = {"id": run.id, "created": int(time.time()), "model": service.name}
     if request.stream:
-        events = chat_events(service, request, generation, readers, head, len(prompt.ids))
-        return EventStream(events, generation.close, param_names=PARAMS)
+        events = chat_events(service, request, run.generation, run.readers, head, len(run.prompt.ids))
+        return EventStream(events, run.generation.close, param_names=PARAMS)
     try:
-        choices = await collect(service, generation, readers, bool(request.logprobs))
+        choices = await collect(service, run.generation, run.readers, bool(request.logprobs))
     finally:
-        generation.close()
-    counts = usage(
-        len(prompt.ids),
-        sum(reader.tokens for reader in readers),
-        reasoning_tokens=sum(reader.reasoning_tokens for reader in readers),
-    )
-    return JSONResponse({**head, "object": "chat.completion", "choices": choices, "usage": counts})
-
-
-def check_fields(request: ChatCompletionRequest) -> None:
-    """Refuse fields that contradict each other.
-
-    Raises:
-        RequestError: they do.
-    """
-    if request.top_logprobs is not None and not request.logprobs:
-        raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
-    forced = request.forced_tool
-    names = [tool.function.name for tool in request.tools or ()]
-    if not names and (forced is not None or request.tool_choice == "required"):
-        raise RequestError("tool_choice demands a tool call, but there are no tools", param="tool_choice")
-    if forced is not None and forced not in names:
-        raise RequestError(f"tool_choice names {forced!r}, which is not among the tools {names}", param="tool_choice")
-
-
-def chat_config(request: ChatCompletionRequest, prompt: ChatPrompt, service: Service) -> GenerationConfig:
-    """The engine's options for a chat request.
-
-    Raises:
-        RequestError: one that can't work.
-    """
-    skip = request.skip_special_tokens is not False
-    return generation_config(
-        request,
-        service.defaults,
-        max_new_tokens=request.max_completion_tokens or request.max_tokens,
-        logprobs=(request.top_logprobs or 0) if request.logprobs else None,
-        skip_special_tokens=skip and not keeps_special_tokens(service, prompt),
-        extra_stops=service.stop_words,
-    )
+        run.generation.close()
+    return JSONResponse({**head, "object": "chat.completion", "choices": choices, "usage": run.usage()})
 
 
 async def collect(
