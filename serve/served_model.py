@@ -49,6 +49,11 @@ class ServedModel(Protocol):
         """The engine; requests go through ``runner``."""
         ...
 
+    @property
+    def embedder(self) -> Any:
+        """Has ``embed(ids, pooling)``: an array with the vector of a text, pooled by ``mean`` or ``last``. May take long."""
+        ...
+
     def prompt_logprobs(self, ids: Sequence[int], top: int) -> list[TokenLogprobs]:
         """Log-probabilities of ``ids[1:]``, each given what stands before it, with ``top`` alternatives. May take long."""
         ...

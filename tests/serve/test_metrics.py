@@ -1,5 +1,11 @@
+import json
+import re
+from pathlib import Path
+
 from support.fake_engine import FakeModel
 from support.fake_server import MESSAGES, serving
+
+import serve
 
 URL = "/v1/chat/completions"
 
@@ -41,3 +47,15 @@ def test_what_the_engine_is_doing():
     assert found["jaxdeploy_requests_running"] == 0
     assert found["jaxdeploy_cache_pages"] == 10
     assert found["jaxdeploy_cache_usage_ratio"] == 0
+
+
+def test_the_dashboard_asks_for_metrics_that_exist():
+    with serving(FakeModel(lambda request, index: "abc")) as client:
+        text = client.get("/metrics").text
+    kinds = dict(line.split()[2:4] for line in text.splitlines() if line.startswith("# TYPE"))
+    series = {name + suffix for name, kind in kinds.items() for suffix in ("_bucket" if kind == "histogram" else "",)}
+    dashboard = (Path(serve.__file__).parent / "grafana.json").read_text()
+    json.loads(dashboard)
+    wanted = set(re.findall(r"jaxdeploy_\w+", dashboard))
+    assert len(wanted) > 15
+    assert wanted <= series

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+
 from jaxdeploy.engine.request import Output, Request, TokenLogprobs
 from jaxdeploy.errors import EngineError, PromptTooLongError
 from jaxdeploy.text.chat_template import ChatTemplate
@@ -204,6 +206,13 @@ def _logprobs(token: int, top: int) -> TokenLogprobs:
     return TokenLogprobs(token, -0.5, tuple(((token + i) % 256, -0.5 - i) for i in range(top)))
 
 
+def _embed(ids: list[int], pooling: str) -> np.ndarray:
+    """The counts of the bytes modulo 8, or the last one's alone; scaled to length 1."""
+    counted = np.array(ids if pooling == "mean" else ids[-1:]) % 8
+    counts = np.bincount(counted, minlength=8).astype(np.float32)
+    return counts / np.linalg.norm(counts)
+
+
 @dataclass
 class FakeModel:
     """Has LoadedModel's interface."""
@@ -231,6 +240,10 @@ class FakeModel:
             allocator=SimpleNamespace(num_pages=10, used_pages=running),
             executor=SimpleNamespace(steps=0),
         )
+
+    @property
+    def embedder(self) -> Any:
+        return SimpleNamespace(embed=_embed)
 
     def prompt_logprobs(self, ids: Sequence[int], top: int) -> list[TokenLogprobs]:
         return [_logprobs(token, top) for token in ids[1:]]
