@@ -49,7 +49,7 @@ def encode_inputs(service: Service, request: EmbeddingRequest) -> list[list[int]
     encoded = []
     for i, given in enumerate(inputs):
         ids = service.tokenizer.encode(given, add_special=True) if isinstance(given, str) else given
-        where = "input" if isinstance(request.input, str) else f"input[{i}]"
+        where = "input" if given is request.input else f"input[{i}]"
         if not ids:
             raise RequestError(f"{where} is empty, which has no vector", param=where)
         if max(ids) >= size:
