@@ -10,7 +10,7 @@ from starlette.requests import Request as HTTPRequest
 from starlette.responses import JSONResponse, Response
 
 from jaxdeploy.engine.request import Output, Request, TokenLogprobs
-from jaxdeploy.errors import RequestError
+from jaxdeploy.errors import PromptTooLongError, RequestError
 from serve.completion_choice import CompletionChoice
 from serve.constraints import completion_constraint
 from serve.endpoint import Endpoint
@@ -22,6 +22,9 @@ from serve.service import Service
 from serve.sse import DONE, EventStream, event
 from serve.state import ServerState
 from serve.usage import usage
+
+MAX_CHOICES = 4096
+"""Of one request; each takes memory as long as it runs."""
 
 
 async def create_completion(state: ServerState, http: HTTPRequest, request: CompletionRequest) -> Response:
@@ -76,22 +79,36 @@ def check_fields(request: CompletionRequest) -> None:
         raise RequestError(f"best_of={request.best_of} is not supported; it may only equal n", param="best_of")
     if request.new_tokens == 0 and not request.echo:
         raise RequestError("max_tokens=0 makes sense with echo: true only", param="max_tokens")
+    choices = len(request.prompts()) * (request.n or 1)
+    if choices > MAX_CHOICES:
+        raise RequestError(f"prompts times n are {choices}, more than {MAX_CHOICES}; send several requests", "prompt")
 
 
 def encode_prompts(service: Service, request: CompletionRequest) -> list[tuple[str, list[int]]]:
     """Text and token ids of each prompt.
 
     Raises:
-        RequestError: a text that is not Unicode.
+        RequestError: a text that is not Unicode, no tokens, or tokens that don't exist.
+        PromptTooLongError: more tokens than the context holds.
     """
     tokenizer = service.tokenizer
     add_special = request.add_special_tokens is not False
-    return [
+    encoded = [
         (prompt, tokenizer.encode(prompt, add_special=add_special))
         if isinstance(prompt, str)
         else (tokenizer.decode(prompt, skip_special=False), prompt)
         for prompt in request.prompts()
     ]
+    # The engine checks all this again, but scores of a prompt are computed before it is asked.
+    size, most = service.model.config.vocab_size, service.session_len
+    for _, ids in encoded:
+        if not ids:
+            raise RequestError("the prompt has no tokens; give at least one", param="prompt")
+        if max(ids) >= size:
+            raise RequestError(f"token id {max(ids)} is outside of the vocabulary of {size}", param="prompt")
+        if len(ids) > most:
+            raise PromptTooLongError(f"the prompt has {len(ids)} tokens, the context {most}", param="prompt")
+    return encoded
 
 
 async def engine_requests(

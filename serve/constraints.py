@@ -48,12 +48,12 @@ async def completion_constraint(request: GuidedFields, service: Service) -> Cons
         answer = response_grammar(request.response_format, request.guided())
         return None if answer is None else service.compile_grammar(answer, "response_format")
 
-    return await asyncio.to_thread(make) if request.response_format or request.guided() else None
+    return await asyncio.to_thread(make) if request.demands_format else None
 
 
 def demands_something(request: ChatCompletionRequest) -> bool:
     """Whether there may be a grammar; most requests have none and need no other thread."""
-    return bool(request.tools or request.response_format or request.guided())
+    return bool(request.tools) or request.demands_format
 
 
 def chat_grammar(

@@ -88,3 +88,8 @@ class GuidedFields(RequestModel):
         """The ``guided_*`` fields that are set."""
         fields = {name: getattr(self, name) for name in GUIDED}
         return {name: value for name, value in fields.items() if value is not None}
+
+    @property
+    def demands_format(self) -> bool:
+        """Whether any of the fields is set."""
+        return self.response_format is not None or bool(self.guided())

@@ -82,3 +82,25 @@ def test_an_engine_that_fails_ends_the_stream_with_an_error():
             assert (done, end) == (b"data: [DONE]", b"")
 
     asyncio.run(scenario())
+
+
+def test_a_client_that_reads_nothing_holds_nobody_up():
+    async def scenario():
+        model = FakeModel(lambda request, index: "word")
+        async with ready_state(model) as state:
+            app = create_app(state)
+            slow = Connection(app, "/v1/chat/completions")
+            slow.reads.clear()
+            slow.send_json({"messages": MESSAGES, "stream": True})
+            while state.service.client.in_flight or not model.runner.submitted:
+                await asyncio.sleep(0.001)
+            other = Connection(app, "/v1/chat/completions")
+            other.send_json({"messages": MESSAGES})
+            await other.task
+            assert other.status == 200
+            assert slow.status is None
+            slow.reads.set()
+            await slow.task
+            assert slow.body.endswith(b"data: [DONE]\n\n")
+
+    asyncio.run(scenario())

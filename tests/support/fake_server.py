@@ -63,6 +63,7 @@ class Connection:
     Attributes:
         status: once the answer began.
         body: what came so far.
+        reads: clear it for a client that takes nothing more.
     """
 
     def __init__(self, app: Starlette, path: str, *, method: str = "POST", headers: dict[str, str] | None = None):
@@ -71,6 +72,8 @@ class Connection:
         self.body = b""
         self._messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._news = asyncio.Condition()
+        self.reads = asyncio.Event()
+        self.reads.set()
         self._scope = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.4"},
@@ -109,6 +112,7 @@ class Connection:
             await self._news.wait_for(lambda: text in self.body)
 
     async def _receive(self, message: Any) -> None:
+        await self.reads.wait()
         async with self._news:
             if message["type"] == "http.response.start":
                 self.status = message["status"]
