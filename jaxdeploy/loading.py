@@ -1,6 +1,7 @@
 """From the name of a model to an engine that runs: checkpoint, tokenizer, chat template, weights, compiled steps."""
 
 import json
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +18,7 @@ from jaxdeploy.engine.embedding import Embedder
 from jaxdeploy.engine.engine import Engine
 from jaxdeploy.engine.executor import Progress
 from jaxdeploy.engine.limits import Limits
+from jaxdeploy.engine.request import TokenLogprobs
 from jaxdeploy.engine.runner import EngineRunner
 from jaxdeploy.engine.scoring import Scorer
 from jaxdeploy.text.chat_template import ChatTemplate
@@ -65,6 +67,10 @@ class LoadedModel:
         return Embedder(
             engine.executor.model, engine.executor.params, engine.limits, quant_policy=engine.options.quant_policy
         )
+
+    def prompt_logprobs(self, ids: Sequence[int], top: int) -> list[TokenLogprobs]:
+        """Log-probabilities of ``ids[1:]``, each given what stands before it, with the ``top`` likeliest beside it."""
+        return self.scorer.prompt_logprobs(list(ids), top)
 
     def close(self) -> None:
         """Stop the engine's thread; unfinished requests end with "error"."""
