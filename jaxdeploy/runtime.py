@@ -12,6 +12,22 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import jax
 
+COMPILED_EVENT = "/jax/core/compile/backend_compile_duration"
+_compilations = 0
+
+
+def _count(event: str, _seconds: float, **_tags: object) -> None:
+    global _compilations
+    _compilations += event == COMPILED_EVENT
+
+
+jax.monitoring.register_event_duration_secs_listener(_count)
+
+
+def compilations() -> int:
+    """Programs that XLA has compiled (or loaded from the compilation cache) in this process."""
+    return _compilations
+
 
 def default_compile_cache() -> Path:
     """Where compiled programs are kept between runs unless told otherwise."""

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 import jax
 import numpy as np
 
+from jaxdeploy import runtime
 from jaxdeploy.cache.kv_pages import KVPages
 from jaxdeploy.config.engine import EngineConfig
 from jaxdeploy.engine.batch import StepLayout
@@ -46,6 +47,7 @@ class Executor:
         self.state = SlotState.create(limits.batch_size + 1, model.config.vocab_size)
         self.steps = 0
         self._compiled: dict[Bucket, Callable] = {}
+        self._compiled_by_warm_up = 0
         self._masked: set[int] = set()  # slots that a grammar restricts now
         self._admit = jax.jit(SlotState.admit, donate_argnums=0)
         self._set_mask = jax.jit(SlotState.set_mask, donate_argnums=0)
@@ -67,6 +69,12 @@ class Executor:
         words = self.state.mask.shape[1]
         self.state = self._set_mask(self.state, nobody, np.zeros(words, np.uint32))
         self.state = self._admit(self.state, nobody, neutral)
+        self._compiled_by_warm_up = runtime.compilations()
+
+    @property
+    def compile_misses(self) -> int:
+        """Programs compiled in this process since the warm-up; steps never add to it, the first score or embedding does."""
+        return runtime.compilations() - self._compiled_by_warm_up
 
     def admit(self, slot: int, options: SlotOptions) -> None:
         """Hand a slot to a new sequence."""
