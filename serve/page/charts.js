@@ -76,7 +76,7 @@ export class BarFigure extends Figure {
     const bars = this.samples.map((sample, at) => {
       const height = Math.max(1.5, (sample / top) * (HEIGHT - 4));
       const x = WIDTH - step * (this.samples.length - at);
-      return svgElement("rect", { class: "bar", x: x + 1.5, y: HEIGHT - height, width: step - 3, height });
+      return svgElement("rect", { class: "column", x: x + 1.5, y: HEIGHT - height, width: step - 3, height });
     });
     this.svg.replaceChildren(...bars);
     this.show(text, topText(top));

@@ -15,6 +15,7 @@ import { setUpThemeButton } from "./theme.js";
 import { ToolsPanel } from "./tools_panel.js";
 import { Transcript } from "./transcript.js";
 
+const canHover = matchMedia("(hover: hover)");
 const announcer = new Announcer(byId("announcer"));
 const model = new ModelChoice({ text: byId("model-name"), select: byId("model-select"), welcome: byId("welcome-model") });
 const settings = new SettingsPanel({ onKeyChange: () => model.refresh() });
@@ -65,14 +66,17 @@ const transcript = new Transcript({
   actions: {
     speaker: () => model.shortName,
     announce: (text) => announcer.say(text),
-    regenerate: (turn) => session.regenerate(turn),
+    regenerate(turn) {
+      session.regenerate(turn);
+      focusComposer();
+    },
     edit(turn, text) {
       session.edit(turn, text);
-      byId("message").focus();
+      focusComposer();
     },
     continueWithResults() {
       session.continueWithResults();
-      byId("message").focus();
+      focusComposer();
     },
     enterKey() {
       panel.open("tab-settings");
@@ -97,6 +101,11 @@ const composer = new Composer({
   stop: () => session.stop(),
 });
 
+// What had the focus is gone. On a touch screen the button takes it: the field would bring up the keyboard.
+function focusComposer() {
+  byId(canHover.matches ? "message" : "send").focus();
+}
+
 function showRunning() {
   composer.running = session.running;
   document.body.classList.toggle("busy", session.running);
@@ -119,12 +128,12 @@ function hideNotice() {
 
 byId("clear").addEventListener("click", () => {
   showNotice("Conversation cleared.", session.clear());
-  byId("message").focus();
+  focusComposer();
 });
 byId("undo").addEventListener("click", () => {
   session.restore(undoTurns);
   hideNotice();
-  byId("message").focus();
+  focusComposer();
 });
 for (const button of document.querySelectorAll("[data-prompt]")) {
   button.addEventListener("click", () => {
@@ -143,4 +152,4 @@ new ServerStatus({ node: byId("status"), text: byId("status-text"), steps: byId(
 transcript.showAll(session.conversation.turns);
 tools.showCalls(session.conversation.turns);
 showRunning();
-if (matchMedia("(hover: hover)").matches) byId("message").focus();
+if (canHover.matches) focusComposer();

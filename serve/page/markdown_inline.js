@@ -195,8 +195,14 @@ class InlineRenderer {
     const end = this.#closingBracket(start);
     if (end === -1 || this.text[end + 1] !== "(") return false;
     const close = this.#closingParenthesis(end + 1);
-    if (close === -1) return false;
     const label = this.text.slice(start + 1, end);
+    if (close === -1) {
+      // The address is still coming in: until it is whole, only the label is shown.
+      if (!this.unfinished || this.text.length - end > LONGEST_LINK || /\s/.test(this.text.slice(end))) return false;
+      this.#plain += label;
+      this.#at = this.text.length;
+      return true;
+    }
     const address = this.text.slice(end + 2, close).trim().replace(/\s+(?:"[^"]*"|'[^']*')$/, "").replace(/^<(.*)>$/, "$1");
     const url = safeUrl(address);
     // An image is never fetched (the page loads nothing from other hosts): it becomes a link. An unsafe address stays text.

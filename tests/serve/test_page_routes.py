@@ -3,7 +3,6 @@
 import re
 from pathlib import Path
 
-import httpx
 import pytest
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
@@ -41,7 +40,7 @@ def test_a_known_file_is_not_sent_again(client: TestClient):
     "path", ["/page/", "/page/../page_routes.py", "/page/%2e%2e/page_routes.py", "/page/index.html", "/page"]
 )
 def test_nothing_else_is_sent(client: TestClient, path: str):
-    answer: httpx.Response = client.get(path)
+    answer = client.get(path)
     assert answer.status_code == 404
 
 

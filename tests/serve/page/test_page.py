@@ -3,27 +3,7 @@
 import pytest
 from playwright.sync_api import Page, expect
 from support.fake_chat_server import FakeChat
-
-PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True, "device_scale_factor": 2}
-MODULE_PHONE = pytest.mark.parametrize("context_options", [PHONE], ids=["phone"])
-
-
-def ask(page: Page, text: str, wait: bool = True) -> None:
-    """Sends a message; by default waits until the answer has ended."""
-    page.get_by_label("Message", exact=True).fill(text)
-    page.get_by_label("Message", exact=True).press("Enter")
-    if wait:
-        ended(page)
-
-
-def ended(page: Page) -> None:
-    """Waits until no answer is under way."""
-    expect(page.get_by_role("button", name="Send", exact=True)).to_be_visible()
-
-
-def last_messages(chat: FakeChat) -> list[tuple[str, object]]:
-    """Role and content of the newest request's messages."""
-    return [(message["role"], message["content"]) for message in chat.requests[-1]["messages"]]
+from support.page_driver import ask, ended, last_messages
 
 
 def test_an_answer_is_set_as_markdown(page: Page, chat: FakeChat):
@@ -271,6 +251,10 @@ def test_live_figures(page: Page):
     expect(page.locator("#fact-prefix")).to_have_text("62 %")
     ask(page, "What is paged attention?")
     expect(page.locator("#ttft-figure rect")).to_have_count(1)
+    bar, plot = (page.locator(f"#ttft-figure {part}").bounding_box() for part in ("rect", "svg"))
+    assert bar is not None
+    assert plot is not None
+    assert bar["y"] + bar["height"] == pytest.approx(plot["y"] + plot["height"], abs=0.5)
     expect(page.locator("#ttft-figure output")).to_have_text(
         page.locator(".figures").inner_text().rsplit("first token ")[1]
     )
@@ -303,89 +287,3 @@ def test_the_status_follows_the_server(page: Page, chat: FakeChat, url: str):
     expect(status).to_have_text("ready")
     expect(status.locator("rect")).to_have_count(0)
     expect(page.locator("#model-name")).to_have_text("SmolLM2-135M-Instruct")
-
-
-@pytest.mark.parametrize(
-    "context_options", [{"color_scheme": "dark"}, {"color_scheme": "light"}], ids=["dark", "light"]
-)
-def test_the_theme_is_the_system_s_until_it_is_switched(page: Page, context_options: dict[str, str]):
-    theme = context_options["color_scheme"]
-    other = "light" if theme == "dark" else "dark"
-    lightness = "() => parseInt(getComputedStyle(document.body).backgroundColor.slice(4), 10)"
-    assert (page.evaluate(lightness) < 128) == (theme == "dark")
-    page.get_by_role("button", name=f"Switch to the {other} theme").click()
-    assert (page.evaluate(lightness) < 128) == (other == "dark")
-    page.reload()
-    assert (page.evaluate(lightness) < 128) == (other == "dark")
-
-
-@pytest.mark.parametrize("context_options", [{"reduced_motion": "reduce"}])
-def test_nothing_moves_for_those_who_asked_for_that(page: Page, chat: FakeChat):
-    ask(page, "slow", wait=False)
-    expect(page.locator(".answer")).to_contain_text("word1 ")
-    assert page.evaluate("document.getAnimations().length") == 0
-
-
-@MODULE_PHONE
-def test_a_phone(page: Page, chat: FakeChat):
-    ask(page, "What is paged attention?")
-    widest = "() => document.documentElement.scrollWidth"
-    assert page.evaluate(widest) == 390
-    page.get_by_role("button", name="Panel").click()
-    expect(page.get_by_role("tab", name="Live")).to_be_focused()
-    assert page.locator("#chat").evaluate("chat => chat.inert")
-    for tab in ("Live", "Settings", "Tools"):
-        page.get_by_role("tab", name=tab).tap()
-        assert page.evaluate(widest) == 390
-    page.get_by_role("button", name="Done").tap()
-    expect(page.locator("#panel")).to_be_hidden()
-    small = "fields => fields.filter((field) => parseFloat(getComputedStyle(field).fontSize) < 16).length"
-    assert page.locator("textarea, input:not([type=range], [type=checkbox]), select").evaluate_all(small) == 0
-    ask(page, "echo again")
-    assert len(chat.requests) == 2
-
-
-@MODULE_PHONE
-def test_escape_closes_the_panel_before_it_stops_the_answer(page: Page, chat: FakeChat):
-    ask(page, "slow", wait=False)
-    page.get_by_role("button", name="Panel").click()
-    page.keyboard.press("Escape")
-    expect(page.get_by_role("button", name="Panel")).to_be_focused()
-    expect(page.get_by_role("button", name="Stop")).to_be_visible()
-    page.keyboard.press("Escape")
-    ended(page)
-
-
-def test_keyboard_only(page: Page, chat: FakeChat):
-    expect(page.get_by_label("Message", exact=True)).to_be_focused()
-    page.keyboard.type("echo first")
-    page.keyboard.press("Shift+Enter")
-    page.keyboard.type("second")
-    page.keyboard.press("Enter")
-    ended(page)
-    assert last_messages(chat) == [("user", "echo first\nsecond")]
-    page.keyboard.press("Tab")
-    expect(page.get_by_role("button", name="Send")).to_be_focused()
-    page.keyboard.press("Tab")
-    expect(page.get_by_role("tab", name="Live")).to_be_focused()
-    page.keyboard.press("ArrowRight")
-    expect(page.get_by_role("tab", name="Settings")).to_be_focused()
-    expect(page.get_by_role("tabpanel", name="Settings")).to_be_visible()
-    page.keyboard.press("End")
-    expect(page.get_by_role("tabpanel", name="Tools")).to_be_visible()
-    outline = page.get_by_role("tab", name="Tools").evaluate("tab => getComputedStyle(tab).outlineStyle")
-    assert outline == "solid"
-
-
-def test_every_control_has_a_name(page: Page):
-    ask(page, "What is paged attention?")
-    for tab in ("Live", "Settings", "Tools"):
-        page.get_by_role("tab", name=tab).click()
-        tree = page.locator("body").aria_snapshot()
-        controls = [
-            line.strip()
-            for line in tree.splitlines()
-            if line.strip().startswith(("- button", "- textbox", "- combobox"))
-        ]
-        assert len(controls) > 5
-        assert [line for line in controls if '"' not in line] == []
