@@ -26,14 +26,15 @@ def create_app(state: ServerState) -> Starlette:
     public = frozenset(
         [endpoint.path for endpoint in ENDPOINTS if endpoint.public] + [page.path for page in page_routes.routes]
     )
+    error_bodies = {endpoint.path: endpoint.error_body for endpoint in ENDPOINTS}
     middleware = [
         Middleware(
             CORSMiddleware,
             allow_origins=list(options.allow_origins),
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
         ),
-        Middleware(ApiKeyMiddleware, keys=options.api_keys, public=public),
+        Middleware(ApiKeyMiddleware, keys=options.api_keys, public=public, error_bodies=error_bodies),
     ]
     routes = [Route(endpoint.path, EndpointApp(endpoint, state), methods=[endpoint.method]) for endpoint in ENDPOINTS]
     handlers: Mapping[Any, Any] = {404: refuse, 405: refuse, Exception: refuse}

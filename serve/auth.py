@@ -1,13 +1,13 @@
 """Lets in who has an API key."""
 
 import hmac
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve.error_response import ErrorResponse
-from serve.errors import HTTPError
+from serve.errors import ErrorBody, HTTPError, openai_body
 
 BEARER = "bearer "
 
@@ -19,12 +19,20 @@ class ApiKeyMiddleware:
         app: what is guarded.
         keys: that open the door, as ``Authorization: Bearer KEY`` or ``x-api-key: KEY``; without any it stands open.
         public: paths that need none.
+        error_bodies: the shape of errors on paths where it is not OpenAI's.
     """
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str], public: frozenset[str]):
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: Sequence[str],
+        public: frozenset[str],
+        error_bodies: Mapping[str, ErrorBody] | None = None,
+    ):
         self.app = app
         self._keys = [key.encode() for key in keys]
         self._public = public
+        self._error_bodies = error_bodies or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or refuse it."""
@@ -39,7 +47,8 @@ class ApiKeyMiddleware:
         message = f"{reason}; send it as 'Authorization: Bearer KEY'"
         headers = {"WWW-Authenticate": "Bearer"}
         error = HTTPError(401, message, code="invalid_api_key", headers=headers, close=scope["method"] == "POST")
-        await ErrorResponse(error)(scope, receive, send)
+        body = self._error_bodies.get(scope["path"], openai_body)
+        await ErrorResponse(error, body)(scope, receive, send)
 
     def _known(self, given: str) -> bool:
         """Compares with every key, each in constant time, so that the time taken says nothing about any of them."""

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from serve.body import parse_body, read_body
 from serve.error_response import ErrorResponse
-from serve.errors import HTTPError, http_error, openai_body
+from serve.errors import ErrorBody, http_error, openai_body
 from serve.state import ServerState
 
 Handler = Callable[[ServerState, Request, Any], Awaitable[Response]]
@@ -30,7 +30,7 @@ class Endpoint:
 
     Attributes:
         path: as in Starlette, ``/v1/models/{id:path}``.
-        method: GET or POST.
+        method: GET, POST or DELETE.
         handler: makes the answer; what it raises becomes an error answer.
         summary: one line for the API description.
         body: model of the JSON body.
@@ -40,6 +40,7 @@ class Endpoint:
         needs_model: answer 503 while the model is not ready (or the server is about to stop).
         public: needs no API key.
         error_body: the shape of errors.
+        error_schema: JSON schema of that shape; None is OpenAI's.
         param_names: what requests here call fields that errors of the engine name differently.
     """
 
@@ -54,7 +55,8 @@ class Endpoint:
     streams: bool = False
     needs_model: bool = True
     public: bool = False
-    error_body: Callable[[HTTPError], dict[str, Any]] = openai_body
+    error_body: ErrorBody = openai_body
+    error_schema: dict[str, Any] | None = None
     param_names: Mapping[str, str] = field(default_factory=dict)
 
 

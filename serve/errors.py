@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -12,6 +12,9 @@ from jaxdeploy.errors import EngineError, PromptTooLongError, RequestError, User
 
 TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 CODES = {404: "not_found", 405: "method_not_allowed"}
+
+type ErrorBody = Callable[["HTTPError"], dict[str, Any]]
+"""Makes the JSON object of an error."""
 
 log = logging.getLogger(__name__)
 

@@ -29,6 +29,7 @@ ERROR_SCHEMA = {
         }
     },
 }
+ERROR_REFERENCE = {"$ref": REF_TEMPLATE.format(model="Error")}
 ALWAYS = {"401": "No API key, or an unknown one"}
 WITH_MODEL = {"503": "The model is not ready, or the server is about to stop"}
 WITH_BODY = {
@@ -79,7 +80,7 @@ def _operation(endpoint: Endpoint, reference: Any) -> dict[str, Any]:
             **{
                 status: {
                     "description": text,
-                    "content": {"application/json": {"schema": {"$ref": REF_TEMPLATE.format(model="Error")}}},
+                    "content": {"application/json": {"schema": endpoint.error_schema or ERROR_REFERENCE}},
                 }
                 for status, text in errors.items()
             },

@@ -1,12 +1,13 @@
 """The table of everything that the server answers. A new endpoint is a file of its own and a line here."""
 
-from serve import chat_completions, completions, embeddings, health, metrics_page, models, openapi, tokens
+from serve import chat_completions, completions, embeddings, health, messages, metrics_page, models, openapi, tokens
 from serve.endpoint import Endpoint
 
 ENDPOINTS: tuple[Endpoint, ...] = (
     *chat_completions.ENDPOINTS,
     *completions.ENDPOINTS,
     *embeddings.ENDPOINTS,
+    *messages.ENDPOINTS,
     *models.ENDPOINTS,
     *tokens.ENDPOINTS,
     *health.ENDPOINTS,

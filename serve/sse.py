@@ -19,6 +19,11 @@ def event(data: Any) -> bytes:
     return b"data: " + json.dumps(data, separators=(",", ":")).encode() + b"\n\n"
 
 
+def named_event(name: str, data: Any) -> bytes:
+    """One event with a name and a JSON value."""
+    return f"event: {name}\n".encode() + event(data)
+
+
 class EventStream(Response):
     """An answer that is sent while it is made.
 
