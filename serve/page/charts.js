@@ -94,7 +94,7 @@ export class PageGrid {
     this.note = element("p", { class: "hint" });
     const svg = svgElement("svg", { viewBox: `0 0 ${COLUMNS * 10 - 2} ${ROWS * 10 - 2}`, class: "pages", "aria-hidden": "true" });
     this.squares = Array.from({ length: COLUMNS * ROWS }, (_, at) =>
-      svgElement("rect", { x: (at % COLUMNS) * 10, y: Math.floor(at / COLUMNS) * 10, width: 8, height: 8, rx: 1.6 }),
+      svgElement("rect", { x: (at % COLUMNS) * 10, y: Math.floor(at / COLUMNS) * 10, width: 8, height: 8, rx: 1.6, class: "free" }),
     );
     svg.append(...this.squares);
     const head = element("figcaption", {}, element("span", {}, "KV cache"), element("span", { class: "reading" }, this.value, " %"));
@@ -102,12 +102,17 @@ export class PageGrid {
   }
 
   show(used, pages) {
+    if (!pages) {
+      this.value.textContent = "–";
+      this.note.textContent = "No pages yet: the model is not loaded.";
+      return;
+    }
     const shown = Math.min(pages, this.squares.length);
-    const filled = pages ? Math.ceil((used / pages) * shown) : 0;
+    const filled = Math.ceil((used / pages) * shown);
     this.squares.forEach((square, at) => {
       square.setAttribute("class", at < filled ? "used" : at < shown ? "free" : "absent");
     });
-    const percent = pages ? (100 * used) / pages : 0;
+    const percent = (100 * used) / pages;
     this.value.textContent = percent > 0 && percent < 10 ? percent.toFixed(1) : percent.toFixed(0);
     this.note.textContent = `${used.toLocaleString("en")} of ${pages.toLocaleString("en")} pages in use`;
   }

@@ -122,7 +122,7 @@ function renderBlock(block, { unfinished = false, depth = 0 }) {
     case "fence":
       return [CodeView.of(block).node];
     case "heading":
-      return [renderHeading(block.lines[0], unfinished)];
+      return renderHeading(heading(block.lines[0]), unfinished);
     case "rule":
       return [element("hr")];
     case "quote": {
@@ -148,12 +148,12 @@ function renderParagraph(lines, unfinished) {
   return paragraph;
 }
 
-function renderHeading(line, unfinished) {
-  const { level, text } = heading(line);
+function renderHeading({ level, text }, unfinished) {
+  if (!text) return [];
   // The page's own headings are h1 and h2, so the answer's begin below them.
   const node = element(`h${Math.min(level + 2, 6)}`, { class: `level-${level}` });
   renderInline(node, text, { unfinished });
-  return node;
+  return [node];
 }
 
 function renderList(block, { unfinished, depth }) {

@@ -127,6 +127,7 @@ def test_only_http_addresses_become_links(tab: Page, text: str, addresses: list[
     ("text", "html"),
     [
         ("- a\n- b\n\n  more\n- c", "<ul><li>a</li><li>b<p>more</p></li><li>c</li></ul>"),
+        ("#\n## b ##\n#c", '<h4 class="level-2">b</h4><p>#c</p>'),
         ("3. a\n4. b", '<ol start="3"><li>a</li><li>b</li></ol>'),
         ("- a\n1. b", "<ul><li>a</li></ul><ol><li>b</li></ol>"),
         ("in\n1984. That year", "<p>in<br>1984. That year</p>"),
