@@ -1,6 +1,17 @@
 """The table of everything that the server answers. A new endpoint is a file of its own and a line here."""
 
-from serve import chat_completions, completions, embeddings, health, messages, metrics_page, models, openapi, tokens
+from serve import (
+    chat_completions,
+    completions,
+    embeddings,
+    health,
+    messages,
+    metrics_page,
+    models,
+    openapi,
+    responses,
+    tokens,
+)
 from serve.endpoint import Endpoint
 
 ENDPOINTS: tuple[Endpoint, ...] = (
@@ -8,6 +19,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     *completions.ENDPOINTS,
     *embeddings.ENDPOINTS,
     *messages.ENDPOINTS,
+    *responses.ENDPOINTS,
     *models.ENDPOINTS,
     *tokens.ENDPOINTS,
     *health.ENDPOINTS,

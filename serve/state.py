@@ -6,6 +6,7 @@ from typing import Literal
 from serve.errors import HTTPError
 from serve.metrics import Metrics
 from serve.options import ServerOptions
+from serve.response_store import ResponseStore
 from serve.service import Service
 
 Phase = Literal["loading", "compiling", "ready", "draining", "dead"]
@@ -18,11 +19,13 @@ class ServerState:
     Attributes:
         draining: no new work is taken.
         in_flight: requests being answered that need the model.
+        responses: answers that clients may go on from.
     """
 
     def __init__(self, options: ServerOptions | None = None):
         self.options = options or ServerOptions()
         self.metrics = Metrics()
+        self.responses = ResponseStore()
         self.started = time.time()
         self.draining = False
         self.in_flight = 0
