@@ -57,7 +57,7 @@ class UserMessage(RequestModel):
     """A turn of the user: text, and results of calls."""
 
     role: Literal["user"]
-    content: str | list[UserBlock]
+    content: str | Annotated[list[UserBlock], Field(min_length=1)]
 
 
 class AssistantMessage(RequestModel):

@@ -265,6 +265,7 @@ def test_tokens_are_counted_as_the_model_reads_them():
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0]"),
         ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}, "messages[0].content[0]"),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text"),
+        ({"messages": [{"role": "user", "content": []}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
         ({"messages": [*MESSAGES, {"role": "assistant", "content": ""}]}, "messages[1]"),
         ({"temperature": 1.5}, "temperature"),
