@@ -44,7 +44,8 @@ class Executor:
             quant_policy=options.quant_policy,
             dtype=limits.dtype,
         )
-        self.state = SlotState.create(limits.batch_size + 1, model.config.vocab_size)
+        # Committed to the device, as what a step returns is: `admit` and `set_mask` would compile once more otherwise.
+        self.state = jax.device_put(SlotState.create(limits.batch_size + 1, model.config.vocab_size), device)
         self.steps = 0
         self._compiled: dict[Bucket, Callable] = {}
         self._compiled_by_warm_up = 0

@@ -68,10 +68,11 @@ def tiny_parameters(config: ModelConfig = CONFIG, seed: int = 0) -> dict:
 
 
 def tiny_engine(**options) -> Engine:
-    """An engine over the tiny model; options are EngineConfig's."""
+    """An engine over the tiny model; options are EngineConfig's. Its weights are committed to a device, as the loader's are."""
     small = {"max_batch_size": 4, "cache_block_seq_len": 8, "cache_max_entry_count": 64, "max_prefill_token_num": 32}
     config = EngineConfig(**{**small, **options})
-    return Engine(CONFIG, tiny_parameters(), AsciiTokenizer(), config, Limits.resolve(config, CONFIG, platform="cpu"))
+    params = jax.device_put(tiny_parameters(), jax.devices()[0])
+    return Engine(CONFIG, params, AsciiTokenizer(), config, Limits.resolve(config, CONFIG, platform="cpu"))
 
 
 def run_all(engine: Engine, most_steps: int = 2000) -> list[Output]:
