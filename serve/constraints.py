@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from jaxdeploy.engine.request import Constraint
 from jaxdeploy.grammar.spec import GrammarSpec
-from jaxdeploy.grammar.thinking import ThinkingTags
+from jaxdeploy.grammar.thinking_tags import ThinkingTags
 from serve.chat_prompt import ChatPrompt
 from serve.protocol.chat import ChatCompletionRequest
 from serve.protocol.tools import GuidedFields

@@ -12,7 +12,7 @@ from jaxdeploy.engine.request import Constraint
 from jaxdeploy.errors import ConfigError
 from jaxdeploy.grammar.control_tokens import control_tokens
 from jaxdeploy.grammar.spec import GrammarSpec
-from jaxdeploy.grammar.thinking import ThinkingTags
+from jaxdeploy.grammar.thinking_tags import ThinkingTags
 from jaxdeploy.text.tokenizer import Tokenizer
 from serve.engine_client import EngineClient
 from serve.engine_stats import EngineStats, read_stats

@@ -13,7 +13,8 @@ from jaxdeploy.engine.request import Constraint
 from jaxdeploy.errors import RequestError
 from jaxdeploy.grammar.constraint import LLGuidanceConstraint
 from jaxdeploy.grammar.spec import JSON_STYLE, GrammarSpec, lark_text
-from jaxdeploy.grammar.thinking import AfterThinking, ThinkingTags
+from jaxdeploy.grammar.thinking import AfterThinking
+from jaxdeploy.grammar.thinking_tags import ThinkingTags
 from jaxdeploy.grammar.token_table import TokenTable
 from jaxdeploy.text.tokenizer import Tokenizer
 

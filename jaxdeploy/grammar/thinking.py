@@ -1,27 +1,13 @@
 """A grammar that holds from where a model's thinking ends."""
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from jaxdeploy.engine.request import Constraint
+from jaxdeploy.grammar.thinking_tags import ThinkingTags
 from jaxdeploy.grammar.token_table import TokenTable
 
 _GAP_TOKENS = 2  # tokens of newlines that may part the thinking from the answer, as models are trained to write
 _NEWLINE = b"\n"
-
-
-@dataclass(frozen=True, slots=True)
-class ThinkingTags:
-    """How a model marks its thinking.
-
-    Attributes:
-        inside: the prompt has opened the thinking already; else the answer may open it, or go without.
-    """
-
-    begin: str = "<think>"
-    end: str = "</think>"
-    inside: bool = True
 
 
 class AfterThinking:

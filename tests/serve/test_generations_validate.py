@@ -77,13 +77,18 @@ def assert_few_cut(reasons: Counter[str], ended: str) -> None:
 def test_required_tool_calls_validate(client):
     requests = drawn(tools(most=2), GENERATIONS)
     ask = [{"role": "user", "content": "Use a tool. Fill in something short."}]
-    answers = choices(client, [{"messages": ask, "tools": each, "tool_choice": "required"} for each in requests])
-    for each, answer in zip(requests, answers, strict=True):
+    bodies = [
+        {"messages": ask, "tools": each, "tool_choice": "required", "parallel_tool_calls": number % 4 == 0}
+        for number, each in enumerate(requests)
+    ]
+    answers = choices(client, bodies)
+    for each, body, answer in zip(requests, bodies, answers, strict=True):
         if answer["finish_reason"] == "length":
             continue
         message = answer["message"]
         assert not message["content"]
         assert message["tool_calls"]
+        assert body["parallel_tool_calls"] or len(message["tool_calls"]) == 1
         schemas = {tool["function"]["name"]: tool["function"]["parameters"] for tool in each}
         for call in message["tool_calls"]:
             function = call["function"]

@@ -8,7 +8,8 @@ from support.grammar_walks import allowed, random_answer
 
 from jaxdeploy.grammar.compiler import GrammarCompiler
 from jaxdeploy.grammar.spec import GrammarSpec
-from jaxdeploy.grammar.thinking import AfterThinking, ThinkingTags
+from jaxdeploy.grammar.thinking import AfterThinking
+from jaxdeploy.grammar.thinking_tags import ThinkingTags
 
 PIECES = (b">\n", b">\n\n", b'>{"', b"think>x", b"a</think>b", b"</", b"<th", b"\n\n", b" <")
 CHOICES = ("yes", "no", "<tomorrow")
