@@ -16,7 +16,7 @@ COMPILED_EVENT = "/jax/core/compile/backend_compile_duration"
 _compilations = 0
 
 
-def _count(event: str, _seconds: float, **_tags: object) -> None:
+def _count(event: str, duration_secs: float, **kwargs: str | int) -> None:
     global _compilations
     _compilations += event == COMPILED_EVENT
 
