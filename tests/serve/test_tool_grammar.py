@@ -1,15 +1,21 @@
 """What a tool grammar lets through is what the family's parser reads as valid calls, and nothing else."""
 
+import random
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.grammar_walks import accepts
+from support.grammar_walks import accepts, allowed, random_answer
+from support.internlm2_tokenizer import write_internlm2_tokenizer
 from support.json_schemas import tools as tool_lists
 from support.tool_parsing import function_tool
 from support.tool_walks import PARSER_OF, assert_valid, marks_of, model_of, read, walk
 
 from jaxdeploy.errors import RequestError
+from jaxdeploy.grammar.compiler import GrammarCompiler
+from jaxdeploy.grammar.control_tokens import control_tokens
 from jaxdeploy.grammar.spec import GrammarSpec
+from jaxdeploy.text.tokenizer import load_tokenizer
 from serve.tool_grammar import calls_or_answer, required_calls, strict_calls
 from serve.tool_parsers.formats import GLM45, HERMES, INTERNLM2, LLAMA3, QWEN3_CODER, ToolFormat
 
@@ -287,3 +293,39 @@ def test_what_tagged_values_can_not_be_held_to_is_refused(parameters, words):
     with pytest.raises(RequestError, match=words) as caught:
         model_of(GLM45, True)[1].compile(required_calls([tool], GLM45, marks_of(GLM45, True)), "tools")
     assert caught.value.param == "tools"
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "dummy prefix"])
+def internlm2(request, tmp_path_factory):
+    """InternLM2's kind of tokenizer, and the same with a space in front of every text; ends as the chat template says."""
+    directory = tmp_path_factory.mktemp("internlm2")
+    write_internlm2_tokenizer(directory, add_dummy_prefix=request.param)
+    tokenizer = load_tokenizer(directory)
+    ends = (*tokenizer.eos_ids, tokenizer.special_tokens["<|action_end|>"])
+    return tokenizer, GrammarCompiler(tokenizer, 600, ends), frozenset(ends)
+
+
+def test_sentencepiece_tokens_of_internlm2(internlm2):
+    """The engine stops at the end of the action, which is an end token of the chat format and the end of the call."""
+    tokenizer, compiler, ends = internlm2
+    make = compiler.compile(required_calls([ADD, NOTE], INTERNLM2, control_tokens(tokenizer)), "tools")
+    for seed in range(20):
+        text = random_answer(make, tokenizer, random.Random(seed), ends=ends)
+        free, calls = read(text, INTERNLM2, [ADD, NOTE])
+        assert text.endswith("}")
+        assert (free, len(calls)) == ("", 1)
+        assert_valid(calls, [ADD, NOTE])
+
+
+def test_forced_text_is_spelled_as_the_tokenizer_does(internlm2):
+    tokenizer, compiler, _ = internlm2
+    constraint = compiler.compile(required_calls([ADD], INTERNLM2, control_tokens(tokenizer)), "tools")()
+    plain = [tokenizer.special_tokens["<|action_start|>"], tokenizer.special_tokens["<|plugin|>"]]
+    for token in plain:
+        assert allowed(constraint) == [token]
+        constraint.advance(token)
+    spelled = b""
+    while len(choices := allowed(constraint)) == 1:
+        spelled += tokenizer.token_bytes(choices[0])
+        constraint.advance(choices[0])
+    assert spelled.startswith(b'\n{"name": "add", "parameters"')

@@ -23,13 +23,14 @@ def random_answer(
     rng: random.Random,
     most: int = 4000,
     tags: tuple[str, ...] = (),
+    ends: frozenset[int] = frozenset(),
 ) -> str:
-    """Text of a random walk from the start to an end token, which it leaves out.
+    """Text of a random walk from the start to an end token (of ``ends`` or the tokenizer's), which it leaves out.
 
     Where a string or a list could go on for ever, the walk tends to end it: by a bracket or a quote, or by one of ``tags``.
     """
     constraint, ids, spelling = make(), [], []
-    ends = frozenset(tokenizer.eos_ids)
+    ends = ends or frozenset(tokenizer.eos_ids)
     closing = {tokenizer.encode(char, add_special=False)[0] for char in '"}]<\n'}
     spelled = [tokenizer.encode(tag, add_special=False) for tag in tags]
     while True:
