@@ -1,0 +1,1 @@
+"""What ``bench_serving.py`` is made of; needs nothing but Python."""
