@@ -8,6 +8,7 @@ from anthropic import Anthropic
 
 pytestmark = pytest.mark.demo
 
+GREEDY = {"temperature": 0}  # no parameter of the newest client, but of the API
 QUESTION = "What is the capital of France?"
 NUMBERS = {
     "type": "object",
@@ -24,7 +25,12 @@ def anthropic(server):
 
 
 def test_messages(anthropic, model):
-    asked = {"model": model, "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 24, "temperature": 0}
+    asked = {
+        "model": model,
+        "messages": [{"role": "user", "content": QUESTION}],
+        "max_tokens": 24,
+        "extra_body": GREEDY,
+    }
     whole = anthropic.messages.create(**asked)
     assert whole.stop_reason == "end_turn"
     assert "Paris" in whole.content[0].text
@@ -39,7 +45,7 @@ def test_messages_with_a_tool(anthropic, model):
         model=model,
         messages=[{"role": "user", "content": "Add 3 and 5."}],
         max_tokens=150,
-        temperature=0,
+        extra_body=GREEDY,
         tools=[{"name": "add", "input_schema": NUMBERS}],
         tool_choice={"type": "tool", "name": "add"},
     )
