@@ -8,7 +8,7 @@ from jaxdeploy.engine.request import Request
 from jaxdeploy.errors import RequestError
 from serve.answer_reader import AnswerReader
 from serve.chat_prompt import ChatPrompt, answer_readers, chat_prompt, keeps_special_tokens
-from serve.constraints import chat_constraint
+from serve.constraints import chat_constraint, check_ends
 from serve.engine_client import Generation
 from serve.protocol.chat import ChatCompletionRequest
 from serve.protocol.sampling import generation_config
@@ -57,6 +57,7 @@ async def start_chat(state: ServerState, request: ChatCompletionRequest, request
     prompt = await prompt_of(service, request)
     config = chat_config(request, prompt, service)
     constraint = await chat_constraint(request, prompt, service)
+    check_ends(config, constraint)
     log_prompt(state.options, request_id, prompt.text, len(prompt.ids))
     readers = answer_readers(
         service,

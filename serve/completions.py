@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from jaxdeploy.engine.request import Output, Request, TokenLogprobs
 from jaxdeploy.errors import PromptTooLongError, RequestError
 from serve.completion_choice import CompletionChoice
-from serve.constraints import completion_constraint
+from serve.constraints import check_ends, completion_constraint
 from serve.endpoint import Endpoint
 from serve.engine_client import Generation
 from serve.protocol.completion import CompletionRequest
@@ -129,6 +129,7 @@ async def engine_requests(
         skip_special_tokens=request.skip_special_tokens is not False,
     )
     constraint = await completion_constraint(request, service)
+    check_ends(config, constraint)
     return [Request(f"{completion_id}-{i}", ids, config, constraint) for i, ids in enumerate(prompts)]
 
 

@@ -3,7 +3,9 @@
 import asyncio
 from collections.abc import Callable
 
+from jaxdeploy.config.generation import GenerationConfig
 from jaxdeploy.engine.request import Constraint
+from jaxdeploy.errors import RequestError
 from jaxdeploy.grammar.spec import GrammarSpec
 from jaxdeploy.grammar.thinking_tags import ThinkingTags
 from serve.chat_prompt import ChatPrompt
@@ -49,6 +51,19 @@ async def completion_constraint(request: GuidedFields, service: Service) -> Cons
         return None if answer is None else service.compile_grammar(answer, "response_format")
 
     return await asyncio.to_thread(make) if request.demands_format else None
+
+
+def check_ends(config: GenerationConfig, constraint: ConstraintFactory | None) -> None:
+    """A grammar says where an answer ends; refuse options that would have it go on where no token may come.
+
+    Raises:
+        RequestError: ``ignore_eos`` or ``min_new_tokens`` beside a grammar.
+    """
+    for param, value in {"ignore_eos": config.ignore_eos, "min_new_tokens": config.min_new_tokens}.items():
+        if constraint is not None and value:
+            raise RequestError(
+                f"{value!r} can't be kept: the grammar of this answer says where it ends; leave it out", param
+            )
 
 
 def demands_something(request: ChatCompletionRequest) -> bool:

@@ -65,6 +65,15 @@ def test_other_answers_are_free(fields):
     assert model.runner.submitted[0].constraint is None
 
 
+@pytest.mark.parametrize("field", [{"ignore_eos": True}, {"min_tokens": 5}])
+@pytest.mark.parametrize(("url", "prompt"), [(URL, {"messages": MESSAGES}), ("/v1/completions", {"prompt": "x"})])
+def test_a_grammar_alone_says_where_its_answer_ends(url, prompt, field):
+    with serving(FakeModel(lambda request, index: "x")) as client:
+        answer = client.post(url, json={**prompt, **field, "response_format": {"type": "json_object"}})
+        assert answer.status_code == 400
+        assert answer.json()["error"]["param"] == next(iter(field))
+
+
 def test_thinking_comes_before_the_grammar():
     model = FakeModel(lambda request, index: "x", template=THINK_TEMPLATE)
     with serving(model) as client:
