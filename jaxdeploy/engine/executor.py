@@ -56,6 +56,8 @@ class Executor:
     def warm_up(self, progress: Progress | None = None) -> None:
         """Compile every bucket: traced one after another (Python), compiled in parallel (XLA)."""
         buckets = self.buckets.all
+        if progress:
+            progress("compile", 0, len(buckets))
         with ThreadPoolExecutor(COMPILE_THREADS) as pool:
             jobs = {}
             for bucket in buckets:
