@@ -7,13 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from jaxdeploy.cli import options
+from jaxdeploy.cli import options, quantize
 from jaxdeploy.cli.command_group import CommandGroup
 from jaxdeploy.cli.options import DEFAULTS
 from jaxdeploy.config.engine import QUANT_POLICIES
 from jaxdeploy.errors import ConfigError
 
 app = typer.Typer(cls=CommandGroup, add_completion=False, no_args_is_help=True)
+app.add_typer(quantize.app)
 
 COLUMNS = ("model", "quant_policy", "perplexity", "nll_per_token", "standard_error", "tokens", "seconds")
 

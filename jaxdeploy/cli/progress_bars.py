@@ -3,12 +3,18 @@
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from jaxdeploy.cli.memory_line import format_bytes
 
 LOAD = "load"
-TITLES = {LOAD: "Loading weights", "compile": "Compiling", "score": "Scoring tokens"}
+TITLES = {
+    LOAD: "Loading weights",
+    "compile": "Compiling",
+    "score": "Scoring tokens",
+    "sample": "Writing text",
+    "layers": "Quantizing",
+}
 
 
 class ProgressBars:
@@ -24,6 +30,8 @@ class ProgressBars:
             BarColumn(),
             TextColumn("{task.fields[amount]}"),
             TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
             console=console or Console(stderr=True),
         )
         self._tasks = {}

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import tokenizers
+from tokenizers import processors
 
 from jaxdeploy.errors import CheckpointError
 from jaxdeploy.text.tokenizer import Tokenizer
@@ -57,6 +58,19 @@ class HfTokenizer(Tokenizer):
 
     def id_to_token(self, token: int) -> str | None:
         return self._backend.id_to_token(token) if token >= 0 else None
+
+    def model_file(self) -> tuple[str, bytes]:
+        """Name and content of the file that holds this vocabulary; what is put around a text is written into it."""
+        backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
+        around = [self.id_to_token(token) for token in (*self.prefix_ids, *self.suffix_ids)]
+        if around:
+            names = [f"{name}:0" for name in around]
+            single = [*names[: len(self.prefix_ids)], "$A:0", *names[len(self.prefix_ids) :]]
+            special = [(name, self.token_to_id(name)) for name in dict.fromkeys(around) if name is not None]
+            template = processors.TemplateProcessing(single=single, special_tokens=special)
+            # A byte-level step that only trims offsets changes no ids, so it is not missed. Typed by the wrong class in the stubs.
+            backend.post_processor = template  # pyright: ignore[reportAttributeAccessIssue]
+        return "tokenizer.json", backend.to_str(pretty=True).encode("utf-8")
 
     def _encode(self, text: str) -> list[int]:
         return self._backend.encode(text, add_special_tokens=False).ids

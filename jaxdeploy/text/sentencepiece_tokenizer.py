@@ -72,6 +72,10 @@ class SentencePieceTokenizer(Tokenizer):
             return self._added_names[token]
         return self._first.id_to_piece(token) if 0 <= token < self._first.get_piece_size() else None
 
+    def model_file(self) -> tuple[str, bytes]:
+        """Name and content of the file that holds this vocabulary."""
+        return "tokenizer.model", self._first.serialized_model_proto()
+
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = []
         start = 0

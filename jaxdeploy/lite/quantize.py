@@ -1,0 +1,244 @@
+"""A whole run: calibrate, quantize layer by layer, write the checkpoint, report."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdeploy import runtime
+from jaxdeploy.config.model import ModelConfig
+from jaxdeploy.demo import demo_model_path
+from jaxdeploy.errors import ConfigError
+from jaxdeploy.lite.block import positions
+from jaxdeploy.lite.block_stream import BlockStream, mean_loss
+from jaxdeploy.lite.calibration import make_samples
+from jaxdeploy.lite.calibration_data import Samples
+from jaxdeploy.lite.layer_quantizer import LayerQuantizer, QuantizedLayer
+from jaxdeploy.lite.layer_weights import LayerFiles, outer_names, read_finite
+from jaxdeploy.lite.progress import Progress
+from jaxdeploy.lite.recipe import Calibration, Recipe
+from jaxdeploy.lite.report import LayerRecord, QuantizationReport, StageRecord
+from jaxdeploy.lite.report_html import write_html
+from jaxdeploy.lite.stages import Stages
+from jaxdeploy.lite.work_folder import WorkFolder
+from jaxdeploy.lite.writer import Target, plan_target, write_model
+from jaxdeploy.weights.checkpoint import Checkpoint, open_checkpoint
+
+
+@dataclass
+class _Streams:
+    """Activations on their way: as the quantized layers leave them, and as the float layers do.
+
+    Attributes:
+        quantized: of the calibration samples.
+        exact: of the same through the float layers, if something aims at them.
+        held_out, held_out_exact: of the samples for the perplexity, None if there are none.
+    """
+
+    quantized: BlockStream
+    exact: BlockStream | None
+    held_out: BlockStream | None
+    held_out_exact: BlockStream | None
+
+
+def quantize_model(
+    model: str | Path | None,
+    work_dir: str | Path,
+    recipe: Recipe,
+    calibration: Calibration,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    compile_cache: str | None = None,
+    progress: Progress | None = None,
+) -> QuantizationReport:
+    """Quantize a model's linear layers to int4 and write a Hugging Face checkpoint.
+
+    Weights are read one layer at a time, so the device holds one layer, its copies and the activations of the calibration.
+
+    Args:
+        model: folder or GGUF file; None is the embedded demo model.
+        work_dir: the folder to write; it appears when it is complete.
+        recipe: how to quantize.
+        calibration: on what.
+        resume: go on with what an interrupted run of the same settings has done.
+        force: replace ``work_dir`` if it holds a model.
+        compile_cache: as for the engine.
+        progress: called with ("sample" | "layers", done, total).
+
+    Raises:
+        ConfigError: options that can't work, or a folder that can't be written.
+        CheckpointError: a model that can't be read, or with NaN in its weights.
+    """
+    runtime.set_compile_cache(compile_cache)
+    path = demo_model_path() if model is None else Path(model).expanduser()
+    checkpoint = open_checkpoint(path)
+    try:
+        target = plan_target(checkpoint, recipe)
+        work = WorkFolder(Path(work_dir), force=force)
+        run = _Run(checkpoint, target, recipe, calibration, work, progress)
+        with _disk_errors(work):
+            return run.go(resume)
+    finally:
+        checkpoint.close()
+
+
+@contextmanager
+def _disk_errors(work: WorkFolder) -> Iterator[None]:
+    """One clear line for a disk that is full or gone; what is done is kept."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"{work.path} can't be written: {error}; free some space, then run again with --resume to go on"
+        ) from error
+
+
+class _Run:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        target: Target,
+        recipe: Recipe,
+        calibration: Calibration,
+        work: WorkFolder,
+        progress: Progress | None,
+    ):
+        self.checkpoint, self.target, self.recipe = checkpoint, target, recipe
+        self.calibration, self.work, self.progress = calibration, work, progress
+        self.config: ModelConfig = checkpoint.config
+        self.stages = Stages()
+        # A CPU multiplies float32 faster than it emulates bfloat16.
+        self.dtype = "float32" if jax.default_backend() == "cpu" else target.dtype
+        self.float_files, self.int4_files = LayerFiles(self.config), LayerFiles(target.config, target.layout)
+        self.quantizer = LayerQuantizer(self.config, recipe, target.dtype, self.stages)
+
+    def go(self, resume: bool) -> QuantizationReport:
+        begun = time.perf_counter()
+        settings = {"model": str(self.checkpoint.path.resolve()), **asdict(self.recipe), **asdict(self.calibration)}
+        self.work.open(settings, resume=resume)
+        with self.stages.timed("samples"):
+            samples = self._samples()
+            streams = self._streams(samples)
+        records = []
+        for layer in range(self.config.num_layers):
+            records.append(self._layer(layer, streams, samples.calibration.shape[1]))
+            if self.progress:
+                self.progress("layers", layer + 1, self.config.num_layers)
+        with self.stages.timed("perplexity"):
+            before, after = self._losses(streams, samples.held_out)
+        with self.stages.timed("write"):
+            written = write_model(self.work, self.checkpoint, self.target)
+        report = QuantizationReport(
+            model=self.checkpoint.path.name,
+            work_dir=str(written),
+            settings=settings,
+            origin=samples.origin,
+            samples=len(samples.calibration),
+            sample_tokens=samples.calibration.shape[1],
+            held_out=len(samples.held_out),
+            loss_before=before,
+            loss_after=after,
+            bytes_before=_weight_bytes(self.checkpoint.path),
+            bytes_after=_weight_bytes(written),
+            device=jax.devices()[0].device_kind,
+            seconds=time.perf_counter() - begun,
+            layers=tuple(records),
+            stages=tuple(
+                StageRecord(name, stage.seconds, stage.host_bytes, stage.device_bytes)
+                for name, stage in self.stages.by_name.items()
+            ),
+        )
+        (written / "report.json").write_text(json.dumps(report.as_dict(), indent=2) + "\n", encoding="utf-8")
+        write_html(report, written / "report.html")
+        return report
+
+    def _samples(self) -> Samples:
+        kept = self.work.samples()
+        if kept is not None:
+            return kept
+        samples = make_samples(self.checkpoint, self.calibration, self.dtype, self.progress)
+        self.work.save_samples(samples)
+        return samples
+
+    def _streams(self, samples: Samples) -> _Streams:
+        embedding = self._outer("embedding")
+
+        def stream(tokens: np.ndarray) -> BlockStream:
+            return BlockStream(self.config, embedding, tokens, batch=self.calibration.batch_size, dtype=self.dtype)
+
+        held_out = samples.held_out if len(samples.held_out) else None
+        return _Streams(
+            quantized=stream(samples.calibration),
+            exact=stream(samples.calibration) if self.recipe.rounding == "learned" else None,
+            held_out=None if held_out is None else stream(held_out),
+            held_out_exact=None if held_out is None else stream(held_out),
+        )
+
+    def _layer(self, layer: int, streams: _Streams, length: int) -> LayerRecord:
+        begun = time.perf_counter()
+        with self.stages.timed("read"):
+            assert self.checkpoint.source is not None
+            weights = self.float_files.read(self.checkpoint.source, layer)
+            weights = jax.block_until_ready({name: jnp.asarray(array) for name, array in weights.items()})
+        places = positions(self.config, length, layer)
+        with self.stages.timed("forward"):
+            for stream in (streams.exact, streams.held_out_exact):
+                if stream is not None:
+                    stream.advance(self._compute(weights), places)
+                    jax.block_until_ready(stream.chunks)
+        record = self.work.layer_record(layer)
+        if record is None:
+            done = self.quantizer.quantize(weights, streams.quantized, streams.exact, places)
+            changed = done.weights
+            with self.stages.timed("write"):
+                record = self._save(layer, done, time.perf_counter() - begun)
+        else:
+            source = self.work.layer_source(layer)
+            changed = {name: jnp.asarray(array) for name, array in self.int4_files.read(source, layer).items()}
+            source.close()
+        with self.stages.timed("forward"):
+            for stream in (streams.quantized, streams.held_out):
+                if stream is not None:
+                    stream.advance(self._compute(changed), places)
+                    jax.block_until_ready(stream.chunks)
+        return LayerRecord(**record)
+
+    def _compute(self, weights: dict[str, Any]) -> dict[str, Any]:
+        """Weights in the dtype of the activations."""
+        return {name: array.astype(self.dtype) for name, array in weights.items()}
+
+    def _save(self, layer: int, done: QuantizedLayer, seconds: float) -> dict[str, Any]:
+        record = asdict(LayerRecord(layer, done.error, seconds, done.alphas, done.shares))
+        floats = {name: np.asarray(array) for name, array in done.weights.items()}
+        matrices = {linear: part.matrix(self.target.numpy_dtype) for linear, part in done.linears.items()}
+        self.work.save_layer(layer, self.int4_files.tensors(floats, matrices, layer, self.target.numpy_dtype), record)
+        return record
+
+    def _losses(self, streams: _Streams, tokens: np.ndarray) -> tuple[float | None, float | None]:
+        if streams.held_out is None or streams.held_out_exact is None:
+            return None, None
+        norm = self._outer("norm")
+        head = self._outer("embedding" if self.config.tie_word_embeddings else "lm_head")
+        losses = [
+            mean_loss(self.config, stream, norm, head, tokens) for stream in (streams.held_out_exact, streams.held_out)
+        ]
+        return losses[0], losses[1]
+
+    def _outer(self, kind: str) -> np.ndarray:
+        """A tensor outside of the layers, by the first key of its path in the parameter tree."""
+        assert self.checkpoint.source is not None
+        name = next(name for name, plan in outer_names(self.config) if plan.path[0] == kind)
+        return read_finite(self.checkpoint.source, name)
+
+
+def _weight_bytes(path: Path) -> int:
+    files = [path] if path.is_file() else [*path.glob("*.safetensors"), *path.glob("*.gguf")]
+    return sum(file.stat().st_size for file in files)
