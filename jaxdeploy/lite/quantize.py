@@ -1,6 +1,7 @@
 """A whole run: calibrate, quantize layer by layer, write the checkpoint, report."""
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -146,8 +147,8 @@ class _Run:
             held_out=len(samples.held_out),
             loss_before=before,
             loss_after=after,
-            bytes_before=_weight_bytes(self.checkpoint.path),
-            bytes_after=_weight_bytes(written),
+            bytes_before=self._bytes_before(),
+            bytes_after=sum(file.stat().st_size for file in written.glob("*.safetensors")),
             device=jax.devices()[0].device_kind,
             seconds=time.perf_counter() - begun,
             layers=tuple(records),
@@ -238,7 +239,11 @@ class _Run:
         name = next(name for name, plan in outer_names(self.config) if plan.path[0] == kind)
         return read_finite(self.checkpoint.source, name)
 
-
-def _weight_bytes(path: Path) -> int:
-    files = [path] if path.is_file() else [*path.glob("*.safetensors"), *path.glob("*.gguf")]
-    return sum(file.stat().st_size for file in files)
+    def _bytes_before(self) -> int:
+        """Of the weights; those of a GGUF file, which are quantized themselves, as they would be in the model's dtype."""
+        source = self.checkpoint.source
+        assert source is not None
+        infos = [source.info(name) for name in source.names()]
+        if self.checkpoint.kind == "gguf":
+            return sum(math.prod(info.shape) for info in infos) * np.dtype(self.target.numpy_dtype).itemsize
+        return sum(info.nbytes for info in infos)

@@ -43,7 +43,7 @@ class QuantizationReport:
         samples, sample_tokens: calibration samples that were used, and tokens of each.
         held_out: samples that perplexity was measured on; 0 if there were none.
         loss_before, loss_after: mean negative log-likelihood per held-out token, natural log; None without any.
-        bytes_before, bytes_after: of the model's files with weights.
+        bytes_before, bytes_after: of the weights (of a GGUF file: in the model's dtype), and of the files written.
         device: JAX's name of it.
     """
 

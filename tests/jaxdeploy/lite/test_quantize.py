@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.tiny_gguf import tiny_fields, tiny_tensors, write_gguf
 from support.tiny_text_model import TEXT, write_text_model
 
 from jaxdeploy import functional as jd
@@ -242,3 +243,27 @@ def test_calibration_tokens_are_kept_for_a_resumed_run(tmp_path: Path, options: 
     assert kept is not None
     text_file.write_text(TEXT[::-1])
     quantize_model(source, tmp_path / "out", RECIPES["nearest"], options, resume=True)
+
+
+def test_a_gguf_file_becomes_a_whole_checkpoint(tmp_path: Path):
+    tokens = ["<s>", "</s>", "Ġ", "Ċ", *(chr(code) for code in range(97, 123)), "ab"]
+    tokens += [f"<unused{number}>" for number in range(50 - len(tokens))]
+    fields = tiny_fields(
+        **{
+            "tokenizer.ggml.model": "gpt2",
+            "tokenizer.ggml.pre": "gpt-2",
+            "tokenizer.ggml.tokens": tokens,
+            "tokenizer.ggml.token_type": [3, 3] + [1] * 48,
+            "tokenizer.ggml.merges": ["a b"],
+            "tokenizer.chat_template": "{% for m in messages %}{{ m.content }}{% endfor %}",
+        }
+    )
+    source = write_gguf(tmp_path / "tiny.gguf", "llama", fields, tiny_tensors())
+    (tmp_path / "text.txt").write_text("some plain words of text " * 40)
+    options = Calibration(dataset=str(tmp_path / "text.txt"), samples=4, seqlen=16, eval_samples=2)
+    report = quantize_model(source, tmp_path / "out", RECIPES["nearest"], options)
+    model = jd.load(tmp_path / "out")
+    assert model.tokenizer.encode("cab", add_special=False) == [6, tokens.index("ab")]
+    assert model.tokenizer.chat_template == fields["tokenizer.chat_template"]
+    assert model.tokenizer.eos_ids == model.decoder.config.eos_token_ids == (2,)
+    assert report.bytes_before == 2 * sum(array.size for array in tiny_tensors().values())
