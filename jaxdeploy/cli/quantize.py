@@ -69,6 +69,16 @@ Scaling = Annotated[
     str,
     typer.Option("--scaling", metavar="|".join(SCALINGS), help="AWQ's scales of input channels before rounding."),
 ]
+OwnScaling = Annotated[
+    str | None,
+    typer.Option(
+        "--scaling",
+        metavar="|".join(SCALINGS),
+        help="Instead of --search-scale; none, with --clip False, is plain rounding to nearest.",
+        show_default=False,
+    ),
+]
+SearchTokens = Annotated[int, typer.Option("--search-tokens", help="Most calibration tokens of a trial of a scale.")]
 Clip = Annotated[str, typer.Option("--clip", metavar="[True|False]", help="Search each group's range.")]
 Format = Annotated[str, typer.Option("--format", metavar="|".join(FORMATS), help="Layout of the checkpoint.")]
 ActOrder = Annotated[
@@ -107,6 +117,8 @@ def auto_awq(
     w_bits: Bits = RECIPE.bits,
     w_group_size: GroupSize = RECIPE.group_size,
     search_scale: SearchScale = "True",
+    search_tokens: SearchTokens = RECIPE.search_tokens,
+    scaling: OwnScaling = None,
     clip: Clip = "True",
     format: Format = RECIPE.format,
     eval_text: EvalText = None,
@@ -132,7 +144,8 @@ def auto_awq(
         group_size=w_group_size,
         format=format,
         seed=seed,
-        scaling="search" if parse_switch("--search-scale", search_scale) else "fixed",
+        scaling=scaling or ("search" if parse_switch("--search-scale", search_scale) else "fixed"),
+        search_tokens=search_tokens,
         clip=parse_switch("--clip", clip),
     )
     _quantize(model, work_dir, recipe, calibration, resume, force, compile_cache)

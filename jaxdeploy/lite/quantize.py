@@ -16,7 +16,7 @@ import numpy as np
 from jaxdeploy import runtime
 from jaxdeploy.config.model import ModelConfig
 from jaxdeploy.demo import demo_model_path
-from jaxdeploy.errors import ConfigError
+from jaxdeploy.errors import ConfigError, UserError
 from jaxdeploy.lite.block import positions
 from jaxdeploy.lite.block_stream import BlockStream, mean_loss
 from jaxdeploy.lite.calibration import make_samples
@@ -86,7 +86,11 @@ def quantize_model(
         work = WorkFolder(Path(work_dir), force=force)
         run = _Run(checkpoint, target, recipe, calibration, work, progress)
         with _disk_errors(work):
-            return run.go(resume)
+            try:
+                return run.go(resume)
+            except UserError:
+                work.discard_unless_begun()
+                raise
     finally:
         checkpoint.close()
 

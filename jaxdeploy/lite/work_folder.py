@@ -67,6 +67,11 @@ class WorkFolder:
             raise ConfigError(f"--work-dir {self.destination} can't be written: {error}; choose another") from error
         return False
 
+    def discard_unless_begun(self) -> None:
+        """Remove the folder if no layer is finished: there is nothing to go on with."""
+        if not any(self.path.glob("layer-*")):
+            shutil.rmtree(self.path, ignore_errors=True)
+
     def save_samples(self, samples: Samples) -> None:
         """Keep the calibration tokens, so that a resumed run has the same."""
         temporary = self.path / f".{_SAMPLES}"

@@ -67,6 +67,11 @@ def test_search_scale_with_and_without_a_value(lite, arguments: list[str], scali
     assert model == ("MODEL" if "MODEL" in arguments else None)
 
 
+def test_plain_rounding_is_awq_without_anything(lite):
+    recipe = lite("auto_awq", "--scaling", "none", "--clip", "False", "--search-tokens", "512")[3][0][2]
+    assert recipe == Recipe(scaling="none", clip=False, search_tokens=512)
+
+
 def test_each_command_is_its_method(lite):
     recipes = {name: lite(name)[3][0][2] for name in ("auto_awq", "auto_gptq", "auto_round")}
     assert [recipe.rounding for recipe in recipes.values()] == ["nearest", "gptq", "learned"]

@@ -200,7 +200,9 @@ def test_bad_inputs_are_refused_at_once(tmp_path: Path, options: Calibration):
         quantize_model(source, "/proc/nowhere/out", RECIPES["nearest"], options)
     with pytest.raises(ConfigError, match=r"--calib-seqlen 4096 is more than the model's context"):
         quantize_model(source, tmp_path / "again", RECIPES["nearest"], Calibration(dataset="self", seqlen=4096))
-    assert not (tmp_path / "again").exists()
+    with pytest.raises(ConfigError, match="is no file or folder here"):
+        quantize_model(source, tmp_path / "again", RECIPES["nearest"], Calibration(dataset="nowhere", seqlen=24))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source", "text.txt"], "no litter"
 
 
 def test_text_that_the_model_writes_itself(tmp_path: Path):
