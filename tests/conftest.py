@@ -25,6 +25,7 @@ runtime.set_compile_cache(os.environ[CACHE_VARIABLE])
 LIVE = Path(__file__).parent / "serve" / "live"
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With several workers a file's tests stay together (they share a model), and so do all that share the live server."""
     for item in items:
