@@ -1,7 +1,6 @@
 """The packed int4 weight: a leaf of the parameter tree, wherever a dense matrix could stand."""
 
 import flax.struct
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -49,8 +48,3 @@ class QuantTensor:
             return w
         inverse = jnp.argsort(self.perm, axis=-1)
         return jnp.take_along_axis(w, jnp.broadcast_to(inverse[..., None, :], w.shape), axis=-1)
-
-
-def is_weight(leaf: object) -> bool:
-    """True for what ``linear`` takes as one weight: a QuantTensor or an array (``is_leaf`` for tree functions)."""
-    return isinstance(leaf, QuantTensor | jax.Array)
