@@ -22,6 +22,7 @@ from jaxdeploy import runtime  # noqa: F401  sets XLA's environment before jax s
 import jax
 import jax.numpy as jnp
 import numpy as np
+from engine_bench.shapes import SHAPES, SilentTokenizer
 
 from jaxdeploy import functional
 from jaxdeploy.config.engine import EngineConfig
@@ -31,55 +32,10 @@ from jaxdeploy.engine.engine import Engine
 from jaxdeploy.engine.limits import Limits
 from jaxdeploy.engine.request import Request
 from jaxdeploy.model.decoder import Decoder, random_parameters
-from jaxdeploy.text.tokenizer import Tokenizer
 from jaxdeploy.weights.checkpoint import open_checkpoint
 from jaxdeploy.weights.hf_export import hf_tensors
 from jaxdeploy.weights.loader import load_parameters
 from jaxdeploy.weights.safetensors_writer import write_safetensors
-
-_LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "rms_norm_eps": 1e-5}
-_INTERNLM2 = {"architectures": ["InternLM2ForCausalLM"], "model_type": "internlm2", "rms_norm_eps": 1e-5, "bias": False}
-SHAPES = {
-    "tiny": _LLAMA | {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
-                      "num_key_value_heads": 2, "vocab_size": 128, "max_position_embeddings": 4096},
-    "llama-3-8b": _LLAMA | {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
-                            "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
-                            "max_position_embeddings": 8192, "rope_theta": 500000.0},
-    "internlm2.5-1.8b": _INTERNLM2 | {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 24,
-                                      "num_attention_heads": 16, "num_key_value_heads": 8, "vocab_size": 92544,
-                                      "max_position_embeddings": 32768, "rope_theta": 1000000.0,
-                                      "rope_scaling": {"type": "dynamic", "factor": 2.0}},
-}  # fmt: skip
-
-
-class SilentTokenizer(Tokenizer):
-    """Random weights say nothing: every token is an empty text, none ends an answer."""
-
-    bos_id = bos_token = eos_token = chat_template = None
-    eos_ids = prefix_ids = suffix_ids = ()
-    special_ids: frozenset[int] = frozenset()
-
-    def __init__(self, vocab_size: int):
-        self.vocab_size = vocab_size
-        self.special_tokens: dict[str, int] = {}
-
-    def token_bytes(self, token: int) -> bytes:
-        """Nothing."""
-        return b""
-
-    def token_to_id(self, token: str) -> int | None:
-        """No token has a name."""
-        return None
-
-    def id_to_token(self, token: int) -> str | None:
-        """No token has a name."""
-        return None
-
-    def _encode(self, text: str) -> list[int]:
-        return []
-
-    def _drops_leading_space(self, previous: int | None) -> bool:
-        return False
 
 
 def write_random_checkpoint(config: dict, folder: Path) -> None:

@@ -22,6 +22,7 @@ class AnswerReader:
         finish_reason: as the engine says, once the answer has ended.
         calls: tool calls begun.
         tokens: of the answer so far.
+        cached_tokens: of the prompt, found in the engine's prefix cache.
         reasoning_tokens: tokens of them that belong to the thinking, its tags included.
     """
 
@@ -39,6 +40,7 @@ class AnswerReader:
         self.finish_reason: FinishReason | None = None
         self.calls = 0
         self.tokens = 0
+        self.cached_tokens = 0
         self.reasoning_tokens = 0
 
     @property
@@ -51,6 +53,7 @@ class AnswerReader:
         if self.done:
             return []
         self.tokens += len(output.token_ids)
+        self.cached_tokens = output.cached_tokens
         deltas = self._read(output.text, len(output.token_ids))
         if self._one_call and any(isinstance(delta, CallEnd) for delta in deltas):
             self.finish_reason = "stop"

@@ -31,7 +31,7 @@ async def create_chat_completion(state: ServerState, http: HTTPRequest, request:
     run = await start_chat(state, request, f"chatcmpl-{secrets.token_hex(16)}")
     head = {"id": run.id, "created": int(time.time()), "model": service.name}
     if request.stream:
-        events = chat_events(service, request, run.generation, run.readers, head, len(run.prompt.ids))
+        events = chat_events(service, request, run, head)
         return EventStream(events, run.generation.close, param_names=PARAMS)
     try:
         choices = await collect(service, run.generation, run.readers, bool(request.logprobs))

@@ -41,6 +41,7 @@ class ChatRun:
         return usage(
             len(self.prompt.ids),
             sum(reader.tokens for reader in self.readers),
+            cached_tokens=self.readers[0].cached_tokens,
             reasoning_tokens=sum(reader.reasoning_tokens for reader in self.readers),
         )
 

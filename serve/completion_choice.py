@@ -19,6 +19,7 @@ class CompletionChoice:
 
     Attributes:
         tokens: generated so far.
+        cached_tokens: of the prompt, found in the engine's prefix cache.
     """
 
     def __init__(
@@ -26,6 +27,7 @@ class CompletionChoice:
     ):
         self.index = index
         self.tokens = 0
+        self.cached_tokens = 0
         self._tokenizer = tokenizer
         self._echo = bool(request.echo)
         self._prompt, self._prompt_ids = prompt, prompt_ids
@@ -51,6 +53,7 @@ class CompletionChoice:
     def feed(self, output: Output) -> dict[str, Any]:
         """The part for the answer's next output."""
         self.tokens += len(output.token_ids)
+        self.cached_tokens = output.cached_tokens
         block = None
         if self._logprobs is not None and (tokens := visible(self._tokenizer, output.logprobs)):
             block = self._logprobs.block(tokens)

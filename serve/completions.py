@@ -49,12 +49,11 @@ async def create_completion(state: ServerState, http: HTTPRequest, request: Comp
         "created": int(time.time()),
         "model": service.name,
     }
-    prompt_tokens = sum(len(ids) for _, ids in encoded)
     generation = service.client.generate(*requests)
     numbers = {submitted.id: i * n for i, submitted in enumerate(requests)}
     openings = [choice.opening(scores[choice.index // n] if scores else []) for choice in choices]
     if request.stream:
-        events = completion_events(request, generation, choices, numbers, openings, head, prompt_tokens)
+        events = completion_events(request, generation, choices, numbers, openings, head, encoded)
         return EventStream(events, generation.close, param_names=PARAM_NAMES)
     try:
         parts: list[list[dict[str, Any]]] = [[opening] if opening else [] for opening in openings]
@@ -63,8 +62,18 @@ async def create_completion(state: ServerState, http: HTTPRequest, request: Comp
                 parts[choice.index].append(choice.feed(output))
     finally:
         generation.close()
-    counts = usage(prompt_tokens, sum(choice.tokens for choice in choices))
-    return JSONResponse({**head, "choices": [choice.whole(parts[choice.index]) for choice in choices], "usage": counts})
+    whole = [choice.whole(parts[choice.index]) for choice in choices]
+    return JSONResponse({**head, "choices": whole, "usage": count_tokens(encoded, choices)})
+
+
+def count_tokens(encoded: list[tuple[str, list[int]]], choices: list[CompletionChoice]) -> dict[str, Any]:
+    """The ``usage`` object; a prompt with several answers counts once."""
+    n = len(choices) // len(encoded)
+    return usage(
+        sum(len(ids) for _, ids in encoded),
+        sum(choice.tokens for choice in choices),
+        cached_tokens=sum(choice.cached_tokens for choice in choices[::n]),
+    )
 
 
 def check_fields(request: CompletionRequest) -> None:
@@ -140,7 +149,7 @@ async def completion_events(
     numbers: dict[str, int],
     openings: list[dict[str, Any] | None],
     head: dict[str, Any],
-    prompt_tokens: int,
+    encoded: list[tuple[str, list[int]]],
 ) -> AsyncIterator[bytes]:
     """The events of a streamed completion.
 
@@ -157,7 +166,7 @@ async def completion_events(
         if piece:
             yield piece
     if request.include_usage:
-        yield event({**head, "choices": [], "usage": usage(prompt_tokens, sum(choice.tokens for choice in choices))})
+        yield event({**head, "choices": [], "usage": count_tokens(encoded, choices)})
     yield DONE
 
 

@@ -80,6 +80,14 @@ MaxPrefillTokenNum = Annotated[
     int | None,
     typer.Option("--max-prefill-token-num", help="Most prompt tokens of one step.", rich_help_panel=_PANEL),
 ]
+EnablePrefixCaching = Annotated[
+    bool,
+    typer.Option(
+        "--enable-prefix-caching/--no-enable-prefix-caching",
+        help="Share the cache of requests that begin with the same tokens.",
+        rich_help_panel=_PANEL,
+    ),
+]
 CompileCache = Annotated[
     str | None,
     typer.Option(
@@ -127,6 +135,7 @@ def engine_config(
     cache_max_entry_count: str = DEFAULT_ENTRY_COUNT,
     cache_block_seq_len: int = DEFAULTS.cache_block_seq_len,
     quant_policy: int = DEFAULTS.quant_policy,
+    enable_prefix_caching: bool = DEFAULTS.enable_prefix_caching,
     max_prefill_token_num: int | None = DEFAULTS.max_prefill_token_num,
     compile_cache: str | None = DEFAULTS.compile_cache,
 ) -> EngineConfig:
@@ -144,6 +153,7 @@ def engine_config(
         cache_max_entry_count=parse_entry_count(cache_max_entry_count),
         cache_block_seq_len=cache_block_seq_len,
         quant_policy=quant_policy,
+        enable_prefix_caching=enable_prefix_caching,
         max_prefill_token_num=max_prefill_token_num,
         compile_cache=compile_cache,
     )

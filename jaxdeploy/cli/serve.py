@@ -117,6 +117,7 @@ def api_server(
     dtype: options.Dtype = DEFAULTS.dtype,
     tp: options.Tp = DEFAULTS.tp,
     max_batch_size: options.MaxBatchSize = DEFAULTS.max_batch_size,
+    enable_prefix_caching: options.EnablePrefixCaching = DEFAULTS.enable_prefix_caching,
     max_prefill_token_num: options.MaxPrefillTokenNum = DEFAULTS.max_prefill_token_num,
     compile_cache: options.CompileCache = DEFAULTS.compile_cache,
 ) -> None:
@@ -149,6 +150,7 @@ def api_server(
         cache_max_entry_count=cache_max_entry_count,
         cache_block_seq_len=cache_block_seq_len,
         quant_policy=quant_policy,
+        enable_prefix_caching=enable_prefix_caching,
         max_prefill_token_num=max_prefill_token_num,
         compile_cache=compile_cache,
     )

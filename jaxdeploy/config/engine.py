@@ -23,6 +23,7 @@ class EngineConfig:
             takes; an integer >= 1 is its number of pages.
         cache_block_seq_len: tokens of a page.
         quant_policy: 0 keeps K and V in ``dtype``, 8 and 4 quantize them online to that many bits.
+        enable_prefix_caching: share the full pages of requests that begin with the same tokens.
         max_prefill_token_num: most prompt tokens of one step, over all sequences; None is 4096 on a GPU, 512 on a CPU.
         seed: seeds the requests that bring no seed of their own; None draws one from the operating system.
         compile_cache: folder of JAX's persistent compilation cache; None leaves JAX's own setting, "" turns it off.
@@ -36,6 +37,7 @@ class EngineConfig:
     cache_max_entry_count: float | int = 0.8
     cache_block_seq_len: int = 64
     quant_policy: int = 0
+    enable_prefix_caching: bool = True
     max_prefill_token_num: int | None = None
     seed: int | None = None
     compile_cache: str | None = None

@@ -88,3 +88,8 @@ class GenerationConfig:
     def greedy(self) -> bool:
         """True if the most likely token is taken each time."""
         return not self.do_sample or self.temperature == 0
+
+    @property
+    def has_penalties(self) -> bool:
+        """True if the choice of a token depends on which ones came before."""
+        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0

@@ -67,8 +67,7 @@ class StepLayout:
         part["slots"][:] = self.padding_slot
         start = 0
         for i, row in enumerate(plan.rows):
-            sequence, end = row.sequence, start + row.count
-            known = sequence.computed
+            sequence, known, end = row.sequence, row.start, start + row.count
             # In decode the token to feed is the one this slot sampled in its last step: the device has it.
             fed = [FROM_DEVICE] if plan.decode else sequence.token_ids[known : known + row.count]
             part["tokens"][start:end] = fed

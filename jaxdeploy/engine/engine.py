@@ -9,8 +9,9 @@ from jaxdeploy.config.model import ModelConfig
 from jaxdeploy.engine.executor import Executor, Progress
 from jaxdeploy.engine.limits import Limits
 from jaxdeploy.engine.page_allocator import PageAllocator
+from jaxdeploy.engine.prefix_index import prefix_salt
 from jaxdeploy.engine.request import Output, Request, Sequence, TokenLogprobs
-from jaxdeploy.engine.scheduler import PlannedRow, Scheduler, StepLimits, StepPlan
+from jaxdeploy.engine.scheduler import PlannedRow, Scheduler, StepLimits
 from jaxdeploy.errors import PromptTooLongError, RequestError
 from jaxdeploy.model.decoder import Decoder
 from jaxdeploy.sampling.sampler import Sampled
@@ -52,6 +53,7 @@ class Engine:
             prefill_tokens=limits.prefill_tokens,
             prefill_rows=self.executor.buckets.prefill[-1].rows,
             page_size=limits.page_size,
+            prefix_caching=options.enable_prefix_caching,
         )
         self.scheduler = Scheduler(self.allocator, step_limits)
         self._in_flight: dict[str, list[Sequence]] = {}
@@ -146,16 +148,17 @@ class Engine:
         if plan is None:
             return []
         # Each constraint computes its mask on a thread of its own since its last token, so this seldom waits.
-        failed = [output for row in plan.rows if (output := self._set_mask(row)) is not None]
-        rows = [row for row in plan.rows if row.sequence.finish_reason is None]
-        if not rows:
-            return failed
-        sampled = self.executor.run(StepPlan(rows, plan.decode))
-        return failed + [output for i, row in enumerate(rows) if (output := self._advance(row, sampled, i)) is not None]
+        problems = {row.sequence: problem for row in plan.rows if (problem := self._set_mask(row)) is not None}
+        # A row whose grammar failed runs all the same: other rows may share the pages that it fills.
+        sampled = self.executor.run(plan)
+        failed = [self._fail(sequence, problem) for sequence, problem in problems.items()]
+        rows = [(i, row) for i, row in enumerate(plan.rows) if row.samples and row.sequence not in problems]
+        return failed + [self._advance(row.sequence, sampled, i) for i, row in rows]
 
     def _sequence(self, request: Request, index: int) -> Sequence:
         config, prompt_len = request.config, len(request.prompt_ids)
         longest = self.session_len if config.max_new_tokens is None else prompt_len + config.max_new_tokens
+        reach = min(longest, self.session_len)
         end_ids = frozenset(config.stop_token_ids) if config.ignore_eos else self.end_ids.union(config.stop_token_ids)
         first_seed = request.base_seed if config.random_seed is None else config.random_seed
         return Sequence(
@@ -163,41 +166,43 @@ class Engine:
             index=index,
             token_ids=list(request.prompt_ids),
             prompt_len=prompt_len,
-            rope_length=min(longest, self.session_len),
-            max_tokens=min(longest, self.session_len),
+            rope_length=reach,
+            max_tokens=reach,
             seed=first_seed + index,
             end_ids=end_ids,
             detokenizer=IncrementalDetokenizer(self.tokenizer, request.prompt_ids, config.skip_special_tokens),
             stops=StopStrings(config.stop_words, config.include_stop_str_in_output) if config.stop_words else None,
             constraint=request.constraint() if request.constraint else None,
+            salt=prefix_salt(self.config.rope, reach, quant_policy=self.options.quant_policy),
         )
 
     def _admit(self, sequence: Sequence) -> None:
         assert sequence.slot is not None
         stop_ids = tuple(sorted(sequence.end_ids))
-        options = SlotOptions.of(sequence.request.config, seed=sequence.seed, stop_ids=stop_ids)
+        config = sequence.request.config
+        options = SlotOptions.of(config, seed=sequence.seed, stop_ids=stop_ids)
         self.executor.admit(sequence.slot, options)
+        if sequence.computed and config.has_penalties:
+            self.executor.count(sequence.slot, sequence.token_ids[: sequence.computed], sequence.prompt_len)
 
-    def _set_mask(self, row: PlannedRow) -> Output | None:
-        """Hold the row's next token to its grammar, if it has one; an answer whose grammar fails ends here."""
+    def _set_mask(self, row: PlannedRow) -> RequestError | None:
+        """Hold the row's next token to its grammar, if it has one; returns what is wrong with the grammar."""
         sequence = row.sequence
         if not row.samples or sequence.constraint is None or sequence.slot is None:
             return None
         try:
-            mask = sequence.constraint.mask()
+            self.executor.set_mask(sequence.slot, sequence.constraint.mask())
         except RequestError as problem:
-            sequence.finish_reason = "error"
-            self.scheduler.finish(sequence)
-            self._forget(sequence)
-            return replace(_output(sequence, ""), error=str(problem))
-        self.executor.set_mask(sequence.slot, mask)
+            return problem
         return None
 
-    def _advance(self, row: PlannedRow, sampled: Sampled, i: int) -> Output | None:
-        sequence, samples = row.sequence, row.samples
-        sequence.computed += row.count
-        if not samples:
-            return None
+    def _fail(self, sequence: Sequence, problem: RequestError) -> Output:
+        sequence.finish_reason = "error"
+        self.scheduler.finish(sequence)
+        self._forget(sequence)
+        return replace(_output(sequence, ""), error=str(problem))
+
+    def _advance(self, sequence: Sequence, sampled: Sampled, i: int) -> Output:
         token = int(sampled.tokens[i])
         text = sequence.append(token)
         if sequence.finish_reason is not None:
@@ -230,4 +235,5 @@ def _output(
         finish_reason=sequence.finish_reason,
         input_tokens=sequence.prompt_len,
         output_tokens=sequence.made,
+        cached_tokens=sequence.cached_tokens or 0,
     )

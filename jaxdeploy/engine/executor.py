@@ -22,6 +22,8 @@ from jaxdeploy.sampling.slots import SlotOptions, SlotState
 Progress = Callable[[str, int, int], None]
 """Called with a phase ("load", "compile"), what is done and what there is to do."""
 COMPILE_THREADS = 4
+COUNT_TOKENS = 512
+"""Tokens from the prefix cache that are noted at a time."""
 
 
 class Executor:
@@ -52,6 +54,7 @@ class Executor:
         self._masked: set[int] = set()  # slots that a grammar restricts now
         self._admit = jax.jit(SlotState.admit, donate_argnums=0)
         self._set_mask = jax.jit(SlotState.set_mask, donate_argnums=0)
+        self._count = jax.jit(SlotState.count, donate_argnums=0)
 
     def warm_up(self, progress: Progress | None = None) -> None:
         """Compile every bucket: traced one after another (Python), compiled in parallel (XLA)."""
@@ -72,6 +75,7 @@ class Executor:
         words = self.state.mask.shape[1]
         self.state = self._set_mask(self.state, nobody, np.zeros(words, np.uint32))
         self.state = self._admit(self.state, nobody, neutral)
+        self.count(self.limits.batch_size, [], 0)
         self._compiled_by_warm_up = runtime.compilations()
 
     @property
@@ -83,6 +87,16 @@ class Executor:
         """Hand a slot to a new sequence."""
         self._masked.discard(slot)
         self.state = self._admit(self.state, np.int32(slot), options)
+
+    def count(self, slot: int, tokens: list[int], prompt_len: int) -> None:
+        """Note a slot's first tokens, which no step feeds because their keys and values are in the cache."""
+        for start in range(0, max(len(tokens), 1), COUNT_TOKENS):
+            part = tokens[start : start + COUNT_TOKENS]
+            padded = np.zeros(COUNT_TOKENS, np.int32)
+            padded[: len(part)] = part
+            places = np.arange(start, start + COUNT_TOKENS)
+            slots = np.full(COUNT_TOKENS, slot, np.int32)
+            self.state = self._count(self.state, slots, padded, places < prompt_len, places < len(tokens))
 
     def set_mask(self, slot: int, mask: np.ndarray | None) -> None:
         """Restrict a slot's next token to the set bits of ``mask``; None lifts the restriction."""

@@ -1,6 +1,6 @@
 """What the engine is asked for, and one answer in the making."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -67,6 +67,7 @@ class Output:
         token_ids: new tokens.
         logprobs: of the new tokens, where asked for.
         input_tokens, output_tokens: totals so far.
+        cached_tokens: how many of the input tokens were in the cache already when the answer was admitted.
         error: what went wrong, if finish_reason is "error".
     """
 
@@ -78,6 +79,7 @@ class Output:
     finish_reason: FinishReason | None = None
     input_tokens: int = 0
     output_tokens: int = 0
+    cached_tokens: int = 0
     error: str | None = None
 
 
@@ -87,12 +89,15 @@ class Sequence:
 
     Attributes:
         token_ids: prompt, then answer.
-        computed: tokens whose keys and values are in the cache.
+        computed: tokens whose keys and values are in the cache once the steps planned so far have run.
         prefill_target: the sequence is in prefill until this many are; then each step feeds one token and samples the next.
         pages: its block table.
         slot: its place in the sampler's state; None while it waits.
         rope_length: tokens that it can reach, fixed for its life.
         max_tokens: prompt and answer together end here.
+        salt: see ``prefix_salt``.
+        published: how many of its pages the prefix index knows. chain: what stands before the next one.
+        cached_tokens: prompt tokens found in the cache at the first admission; None before it.
     """
 
     request: Request
@@ -105,11 +110,15 @@ class Sequence:
     end_ids: frozenset[int]
     detokenizer: IncrementalDetokenizer
     stops: StopStrings | None
+    salt: Hashable = None
     constraint: Constraint | None = None
     computed: int = 0
     prefill_target: int = 0
     pages: list[int] = field(default_factory=list)
     slot: int | None = None
+    published: int = 0
+    chain: Hashable = None
+    cached_tokens: int | None = None
     finish_reason: FinishReason | None = None
 
     @property

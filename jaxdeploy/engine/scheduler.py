@@ -9,15 +9,16 @@ from jaxdeploy.engine.request import Sequence
 
 @dataclass(frozen=True, slots=True)
 class PlannedRow:
-    """``count`` tokens of one sequence, from ``sequence.computed`` on."""
+    """``count`` tokens of one sequence, from number ``start`` on.
+
+    Attributes:
+        samples: this feeds the last known token, so the step chooses the next one.
+    """
 
     sequence: Sequence
+    start: int
     count: int
-
-    @property
-    def samples(self) -> bool:
-        """True if this feeds the last known token, so that the step chooses the next one."""
-        return self.sequence.computed + self.count == len(self.sequence.token_ids)
+    samples: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,7 @@ class StepLimits:
     prefill_tokens: int
     prefill_rows: int
     page_size: int
+    prefix_caching: bool = True
 
 
 class Scheduler:
@@ -44,6 +46,13 @@ class Scheduler:
     Sequences are admitted first come, first served, when a slot and the pages for all their tokens are free. Prefill and decode
     steps alternate while there is work for both, so neither starves. When decode runs out of pages, the sequence admitted last
     gives all of its pages back and waits at the head of the queue; its cache is computed anew later (same tokens, same text).
+
+    Full pages are shared by sequences that begin alike. A page is published when the step that fills it is planned: steps run in
+    order, and each writes all of its keys and values before any of its rows attends, so even rows of that very step may read it.
+
+    Attributes:
+        preemptions: how often a sequence lost its pages.
+        prefix_queried_tokens, prefix_hit_tokens: prompt tokens looked up in the prefix index, and found there.
     """
 
     def __init__(self, allocator: PageAllocator, limits: StepLimits):
@@ -52,6 +61,7 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.preemptions = 0
+        self.prefix_queried_tokens = self.prefix_hit_tokens = 0
         self._free_slots = list(range(limits.batch_size - 1, -1, -1))
         self._last_was_prefill = False
 
@@ -92,42 +102,65 @@ class Scheduler:
         budget, rows, admitted = self.limits.prefill_tokens, [], []
         for sequence in self.running:
             if sequence.prefilling and budget and len(rows) < self.limits.prefill_rows:
-                rows.append(PlannedRow(sequence, min(budget, sequence.prefill_target - sequence.computed)))
+                rows.append(self._row(sequence, min(budget, sequence.prefill_target - sequence.computed)))
                 budget -= rows[-1].count
         while budget and len(rows) < self.limits.prefill_rows and self.waiting and self._admit(self.waiting[0]):
             sequence = self.waiting.popleft()
             admitted.append(sequence)
-            rows.append(PlannedRow(sequence, min(budget, sequence.prefill_target)))
+            rows.append(self._row(sequence, min(budget, sequence.prefill_target - sequence.computed)))
             budget -= rows[-1].count
         return rows, admitted
+
+    def _row(self, sequence: Sequence, count: int) -> PlannedRow:
+        start = sequence.computed
+        sequence.computed += count
+        self._publish(sequence)
+        return PlannedRow(sequence, start, count, samples=sequence.computed == len(sequence.token_ids))
 
     def _admit(self, sequence: Sequence) -> bool:
         if not self._free_slots:
             return False
-        needed = -(-len(sequence.token_ids) // self.limits.page_size)
+        size, length = self.limits.page_size, len(sequence.token_ids)
+        shared, chain = [], sequence.salt
+        if self.limits.prefix_caching:
+            # The last token is always fed: its hidden state is what the next one is sampled from.
+            shared, chain = self.allocator.index.match(sequence.salt, sequence.token_ids, size, (length - 1) // size)
+        needed = -(-length // size) - len(shared)
+        free = self.allocator.free_pages - sum(map(self.allocator.is_kept, shared))
         # One page to spare while others run, or the next decode step would throw this one out again.
-        if self.allocator.free_pages < needed + bool(self.running):
+        if free < needed + bool(self.running):
             return False
-        sequence.pages = self.allocator.allocate(needed) or []
+        self.allocator.share(shared)
+        sequence.pages = shared + (self.allocator.allocate(needed) or [])
         sequence.slot = self._free_slots.pop()
-        sequence.computed, sequence.prefill_target = 0, len(sequence.token_ids)
+        sequence.computed, sequence.prefill_target = len(shared) * size, length
+        sequence.published, sequence.chain = len(shared), chain
+        if sequence.cached_tokens is None:
+            sequence.cached_tokens = sequence.computed
+            self.prefix_queried_tokens += length if self.limits.prefix_caching else 0
+            self.prefix_hit_tokens += sequence.computed
         self.running.append(sequence)
         return True
 
+    def _publish(self, sequence: Sequence) -> None:
+        """Tell the prefix index about pages that are full."""
+        size = self.limits.page_size
+        full = min(sequence.computed, len(sequence.token_ids)) // size if self.limits.prefix_caching else 0
+        for number in range(sequence.published, full):
+            tokens = sequence.token_ids[number * size : (number + 1) * size]
+            sequence.chain = self.allocator.index.add(sequence.chain, tokens, sequence.pages[number])
+        sequence.published = max(sequence.published, full)
+
     def _decode_rows(self) -> list[PlannedRow]:
-        rows: list[PlannedRow] = []
         for sequence in [s for s in self.running if not s.prefilling]:
-            if sequence.slot is None:  # preempted by an earlier row of this very loop
-                continue
+            # No slot: preempted by an earlier sequence of this very loop.
             while sequence.slot is not None and len(sequence.token_ids) > len(sequence.pages) * self.limits.page_size:
                 page = self.allocator.allocate(1)
                 if page:
                     sequence.pages += page
                 else:
                     self._preempt(self.running[-1])
-            if sequence.slot is not None:
-                rows.append(PlannedRow(sequence, 1))
-        return [row for row in rows if row.sequence.slot is not None]
+        return [self._row(sequence, 1) for sequence in self.running if not sequence.prefilling]
 
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
@@ -138,6 +171,7 @@ class Scheduler:
 
     def _release(self, sequence: Sequence) -> None:
         assert sequence.slot is not None
+        self._publish(sequence)
         self.allocator.release(sequence.pages)
         self._free_slots.append(sequence.slot)
         sequence.pages, sequence.slot = [], None

@@ -80,6 +80,7 @@ class FakeRunner:
 
     Attributes:
         free: steps run while it is set; clear it to step by hand with ``step``.
+        cached_tokens: what each prompt is said to have had in the cache.
         submitted, aborted: what the server asked for.
     """
 
@@ -87,6 +88,7 @@ class FakeRunner:
         self.tokenizer, self.script = tokenizer, script
         self.submitted: list[Request] = []
         self.aborted: list[str] = []
+        self.cached_tokens = 0
         self.active: list[FakeAnswer] = []
         self.free = threading.Event()
         self.free.set()
@@ -199,6 +201,7 @@ class FakeRunner:
             finish_reason=reason,
             input_tokens=len(answer.request.prompt_ids),
             output_tokens=answer.made,
+            cached_tokens=self.cached_tokens,
         )
 
 
