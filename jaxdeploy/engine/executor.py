@@ -1,7 +1,9 @@
 """Holds what lives on the device (weights, pages, sampler state) and the compiled steps."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 
 import jax
 import numpy as np
@@ -32,23 +34,30 @@ class Executor:
     Attributes:
         memory: what the device holds.
         steps: how many steps ran.
+        wait_seconds: how long the host waited for results, in all.
+        start_seconds: what getting ready took, by phase.
     """
 
     def __init__(self, model: Decoder, params: dict, options: EngineConfig, limits: Limits):
         self.model, self.params, self.limits = model, params, limits
         self.buckets = Buckets.of(batch_size=limits.batch_size, prefill_tokens=limits.prefill_tokens)
         device = next(iter(jax.tree.leaves(params)[0].devices()))
-        self.memory = plan_memory(model, params, options, limits, self.buckets.largest, device)
-        self.pages = KVPages.create(
-            model.config,
-            self.memory.num_pages,
-            page_size=limits.page_size,
-            quant_policy=options.quant_policy,
-            dtype=limits.dtype,
-        )
+        self.start_seconds: dict[str, float] = {}
+        with self._timed("plan memory"):
+            self.memory = plan_memory(model, params, options, limits, self.buckets.largest, device)
+        with self._timed("allocate pages"):
+            self.pages = jax.block_until_ready(
+                KVPages.create(
+                    model.config,
+                    self.memory.num_pages,
+                    page_size=limits.page_size,
+                    quant_policy=options.quant_policy,
+                    dtype=limits.dtype,
+                )
+            )
         # Committed to the device, as what a step returns is: `admit` and `set_mask` would compile once more otherwise.
         self.state = jax.device_put(SlotState.create(limits.batch_size + 1, model.config.vocab_size), device)
-        self.steps = 0
+        self.steps, self.wait_seconds = 0, 0.0
         self._compiled: dict[Bucket, Callable] = {}
         self._compiled_by_warm_up = 0
         self._masked: set[int] = set()  # slots that a grammar restricts now
@@ -63,13 +72,15 @@ class Executor:
             progress("compile", 0, len(buckets))
         with ThreadPoolExecutor(COMPILE_THREADS) as pool:
             jobs = {}
-            for bucket in buckets:
-                lowered = lower_step(self.model, self._layout(bucket), self.params, self.pages, self.state)
-                jobs[pool.submit(lowered.compile)] = bucket
-            for done, job in enumerate(as_completed(jobs), start=1):
-                self._compiled[jobs[job]] = job.result()
-                if progress:
-                    progress("compile", done, len(buckets))
+            with self._timed("trace steps"):
+                for bucket in buckets:
+                    lowered = lower_step(self.model, self._layout(bucket), self.params, self.pages, self.state)
+                    jobs[pool.submit(lowered.compile)] = bucket
+            with self._timed("compile steps"):
+                for done, job in enumerate(as_completed(jobs), start=1):
+                    self._compiled[jobs[job]] = job.result()
+                    if progress:
+                        progress("compile", done, len(buckets))
         nobody = np.int32(self.limits.batch_size)
         neutral = jax.tree.map(lambda leaf: np.asarray(leaf[-1]), self.state.options)
         words = self.state.mask.shape[1]
@@ -118,7 +129,16 @@ class Executor:
         packed = jax.device_put(self._layout(bucket).pack(plan))
         self.pages, self.state, sampled = self._compiled[bucket](self.params, self.pages, self.state, packed)
         self.steps += 1
-        return jax.device_get(sampled)
+        begun = time.perf_counter()
+        sampled = jax.device_get(sampled)
+        self.wait_seconds += time.perf_counter() - begun
+        return sampled
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        begun = time.perf_counter()
+        yield
+        self.start_seconds[phase] = time.perf_counter() - begun
 
     def _layout(self, bucket: Bucket) -> StepLayout:
         return StepLayout(bucket, self.limits.table_width, padding_slot=self.limits.batch_size)
