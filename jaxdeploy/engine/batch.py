@@ -68,9 +68,8 @@ class StepLayout:
         start = 0
         for i, row in enumerate(plan.rows):
             sequence, known, end = row.sequence, row.start, start + row.count
-            # In decode the token to feed is the one this slot sampled in its last step: the device has it.
-            fed = [FROM_DEVICE] if plan.decode else sequence.token_ids[known : known + row.count]
-            part["tokens"][start:end] = fed
+            # What is missing was sampled for this slot in the step before, and has not been read yet.
+            part["tokens"][start:end] = sequence.token_ids[known : known + row.count] or FROM_DEVICE
             part["positions"][start:end] = np.arange(known, known + row.count)
             part["rows"][start:end] = i
             part["query_start"][i + 1 :] = end
@@ -79,7 +78,7 @@ class StepLayout:
             part["prompt_lens"][i] = sequence.prompt_len
             part["slots"][i] = sequence.slot
             part["samples"][i] = row.samples
-            part["made"][i] = sequence.made
+            part["made"][i] = row.made
             part["block_table"][i, : len(sequence.pages)] = sequence.pages
             start = end
         return packed

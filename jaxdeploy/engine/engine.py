@@ -6,7 +6,7 @@ from dataclasses import replace
 from jaxdeploy.config.engine import EngineConfig
 from jaxdeploy.config.generation import MAX_LOGIT_BIAS
 from jaxdeploy.config.model import ModelConfig
-from jaxdeploy.engine.executor import Executor, Progress
+from jaxdeploy.engine.executor import Executor, LaunchedStep, Progress
 from jaxdeploy.engine.limits import Limits
 from jaxdeploy.engine.page_allocator import PageAllocator
 from jaxdeploy.engine.prefix_index import prefix_salt
@@ -57,6 +57,7 @@ class Engine:
         )
         self.scheduler = Scheduler(self.allocator, step_limits)
         self._in_flight: dict[str, list[Sequence]] = {}
+        self._launched: LaunchedStep | None = None
         self._seeds = random.Random(options.seed)
         self.executor.warm_up(progress)
 
@@ -73,7 +74,7 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """True while any answer is unfinished."""
-        return self.scheduler.has_work
+        return self.scheduler.has_work or self._launched is not None
 
     def check(self, request: Request) -> None:
         """Refuse a request that could never run; safe to call from any thread.
@@ -127,6 +128,7 @@ class Engine:
                 sequence.finish_reason = "abort"
                 self.scheduler.finish(sequence)
                 outputs.append(_output(sequence, ""))
+        self._forget_idle_step()
         return outputs
 
     def is_in_flight(self, request_id: str) -> bool:
@@ -141,19 +143,28 @@ class Engine:
         }
 
     def step(self) -> list[Output]:
-        """Run one step, if there is anything to run."""
+        """Launch the next step, then read the one before it, which ran meanwhile; returns what that one made.
+
+        The device gets its next step before anybody looks at the last one's tokens, so it never waits for the host. The price: an
+        answer that ends by its text or an end token is in the next step already; what that makes of it is dropped. Answers under a
+        grammar skip every other step instead, and alone they run step by step.
+        """
         plan, admitted = self.scheduler.plan()
         for sequence in admitted:
             self._admit(sequence)
-        if plan is None:
-            return []
-        # Each constraint computes its mask on a thread of its own since its last token, so this seldom waits.
-        problems = {row.sequence: problem for row in plan.rows if (problem := self._set_mask(row)) is not None}
-        # A row whose grammar failed runs all the same: other rows may share the pages that it fills.
-        sampled = self.executor.run(plan)
-        failed = [self._fail(sequence, problem) for sequence, problem in problems.items()]
-        rows = [(i, row) for i, row in enumerate(plan.rows) if row.samples and row.sequence not in problems]
-        return failed + [self._advance(row.sequence, sampled, i) for i, row in rows]
+        failed: list[Output] = []
+        launched = None
+        if plan is not None:
+            # Each constraint computes its mask on a thread of its own since its last token, so this seldom waits.
+            problems = {row.sequence: problem for row in plan.rows if (problem := self._set_mask(row)) is not None}
+            # A row whose grammar failed runs all the same: other rows may share the pages that it fills.
+            launched = self.executor.launch(plan)
+            failed = [self._fail(sequence, problem) for sequence, problem in problems.items()]
+        return failed + self._read(launched)
+
+    def drain(self) -> list[Output]:
+        """Read the step that runs, if there is one, without launching another."""
+        return self._read(None)
 
     def _sequence(self, request: Request, index: int) -> Sequence:
         config, prompt_len = request.config, len(request.prompt_ids)
@@ -202,8 +213,22 @@ class Engine:
         self._forget(sequence)
         return replace(_output(sequence, ""), error=str(problem))
 
-    def _advance(self, sequence: Sequence, sampled: Sampled, i: int) -> Output:
-        token = int(sampled.tokens[i])
+    def _read(self, launched: LaunchedStep | None) -> list[Output]:
+        """What the step before this one made."""
+        before, self._launched = self._launched, launched
+        if before is None:
+            return []
+        sampled = self.executor.read(before)
+        tokens = sampled.tokens.tolist()
+        outputs = [
+            self._advance(row.sequence, tokens[i], sampled, i)
+            for i, row in enumerate(before.plan.rows)
+            if row.samples and row.sequence.finish_reason is None
+        ]
+        self._forget_idle_step()
+        return outputs
+
+    def _advance(self, sequence: Sequence, token: int, sampled: Sampled, i: int) -> Output:
         text = sequence.append(token)
         if sequence.finish_reason is not None:
             self.scheduler.finish(sequence)
@@ -211,6 +236,11 @@ class Engine:
         wanted = sequence.request.config.logprobs
         logprobs = () if wanted is None else (_logprobs(token, wanted, sampled, i),)
         return _output(sequence, text, (token,), logprobs)
+
+    def _forget_idle_step(self) -> None:
+        """A step whose answers have all ended need not be read."""
+        if not self.scheduler.has_work:
+            self._launched = None
 
     def _forget(self, sequence: Sequence) -> None:
         siblings = self._in_flight.get(sequence.request.id, [])

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import jax
 import numpy as np
@@ -26,6 +27,15 @@ Progress = Callable[[str, int, int], None]
 COMPILE_THREADS = 4
 COUNT_TOKENS = 512
 """Tokens from the prefix cache that are noted at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchedStep:
+    """A step that runs or has run, and its results on the device; ``wanted`` names those that are copied to the host."""
+
+    plan: StepPlan
+    sampled: Sampled
+    wanted: tuple[str, ...]
 
 
 class Executor:
@@ -122,17 +132,25 @@ class Executor:
             words[: len(mask)] = mask[: len(words)]
         self.state = self._set_mask(self.state, np.int32(slot), words)
 
-    def run(self, plan: StepPlan) -> Sampled:
-        """Run one step and wait for its tokens (numpy arrays, one row per row of the plan, then padding)."""
+    def launch(self, plan: StepPlan) -> "LaunchedStep":
+        """Start one step, and the copy of its tokens to the host; waits for neither."""
         tokens = sum(row.count for row in plan.rows)
         bucket = self.buckets.fit(tokens=tokens, rows=len(plan.rows), decode=plan.decode)
-        packed = jax.device_put(self._layout(bucket).pack(plan))
+        packed = self._layout(bucket).pack(plan)
         self.pages, self.state, sampled = self._compiled[bucket](self.params, self.pages, self.state, packed)
+        logprobs = any(row.sequence.request.config.logprobs is not None for row in plan.rows)
+        step = LaunchedStep(plan, sampled, wanted=sampled._fields if logprobs else ("tokens",))
+        for name in step.wanted:
+            getattr(sampled, name).copy_to_host_async()
         self.steps += 1
+        return step
+
+    def read(self, step: "LaunchedStep") -> Sampled:
+        """What a step sampled, as numpy arrays, one row per row of the plan, then padding; waits until it has run."""
         begun = time.perf_counter()
-        sampled = jax.device_get(sampled)
+        fetched = {name: np.asarray(getattr(step.sampled, name)) for name in step.wanted}
         self.wait_seconds += time.perf_counter() - begun
-        return sampled
+        return step.sampled._replace(**fetched)
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:

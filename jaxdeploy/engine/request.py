@@ -89,7 +89,8 @@ class Sequence:
 
     Attributes:
         token_ids: prompt, then answer.
-        computed: tokens whose keys and values are in the cache once the steps planned so far have run.
+        pending: tokens that the steps launched so far sample, but that have not been read yet; they follow ``token_ids``.
+        computed: tokens whose keys and values are in the cache once those steps have run.
         prefill_target: the sequence is in prefill until this many are; then each step feeds one token and samples the next.
         pages: its block table.
         slot: its place in the sampler's state; None while it waits.
@@ -112,6 +113,7 @@ class Sequence:
     stops: StopStrings | None
     salt: Hashable = None
     constraint: Constraint | None = None
+    pending: int = 0
     computed: int = 0
     prefill_target: int = 0
     pages: list[int] = field(default_factory=list)
@@ -127,6 +129,16 @@ class Sequence:
         return len(self.token_ids) - self.prompt_len
 
     @property
+    def reached(self) -> int:
+        """Tokens of prompt and answer, those that are not read yet included."""
+        return len(self.token_ids) + self.pending
+
+    @property
+    def can_go_on(self) -> bool:
+        """False while the next step depends on a token that is not read yet: by a grammar, or because it is the last one."""
+        return self.reached < self.max_tokens and not (self.pending and self.constraint is not None)
+
+    @property
     def prefilling(self) -> bool:
         """True until all tokens known at admission are in the cache."""
         return self.computed < self.prefill_target
@@ -134,6 +146,7 @@ class Sequence:
     def append(self, token: int) -> str:
         """Take the next token; returns the text that is certain now and sets finish_reason if the answer ends."""
         self.token_ids.append(token)
+        self.pending -= 1
         config = self.request.config
         if token in self.end_ids and self.made > config.min_new_tokens:
             self.finish_reason = "stop"

@@ -12,13 +12,15 @@ class PlannedRow:
     """``count`` tokens of one sequence, from number ``start`` on.
 
     Attributes:
-        samples: this feeds the last known token, so the step chooses the next one.
+        samples: this feeds the sequence's last token, so the step chooses the next one.
+        made: tokens that its answer has before that one.
     """
 
     sequence: Sequence
     start: int
     count: int
     samples: bool
+    made: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,9 @@ class Scheduler:
     Sequences are admitted first come, first served, when a slot and the pages for all their tokens are free. Prefill and decode
     steps alternate while there is work for both, so neither starves. When decode runs out of pages, the sequence admitted last
     gives all of its pages back and waits at the head of the queue; its cache is computed anew later (same tokens, same text).
+
+    A plan may be made while the step before it still runs: sequences then have tokens that nobody knows yet (``pending``). Only
+    those go on whose next step does not depend on them (``Sequence.can_go_on``).
 
     Full pages are shared by sequences that begin alike. A page is published when the step that fills it is planned: steps run in
     order, and each writes all of its keys and values before any of its rows attends, so even rows of that very step may read it.
@@ -76,7 +81,7 @@ class Scheduler:
 
     def plan(self) -> tuple[StepPlan | None, list[Sequence]]:
         """The next step (None if nothing can run) and the sequences it admits, which need their slots set up first."""
-        decoding = any(not sequence.prefilling for sequence in self.running)
+        decoding = any(sequence.can_go_on and not sequence.prefilling for sequence in self.running)
         admitted: list[Sequence] = []
         if not (decoding and self._last_was_prefill):
             rows, admitted = self._prefill_rows()
@@ -112,13 +117,15 @@ class Scheduler:
         return rows, admitted
 
     def _row(self, sequence: Sequence, count: int) -> PlannedRow:
-        start = sequence.computed
+        start, reached = sequence.computed, sequence.reached
         sequence.computed += count
         self._publish(sequence)
-        return PlannedRow(sequence, start, count, samples=sequence.computed == len(sequence.token_ids))
+        samples = sequence.computed == reached
+        sequence.pending += samples
+        return PlannedRow(sequence, start, count, samples, made=reached - sequence.prompt_len)
 
     def _admit(self, sequence: Sequence) -> bool:
-        if not self._free_slots:
+        if not self._free_slots or sequence.pending:  # pending: preempted a moment ago
             return False
         size, length = self.limits.page_size, len(sequence.token_ids)
         shared, chain = [], sequence.salt
@@ -143,7 +150,7 @@ class Scheduler:
         return True
 
     def _publish(self, sequence: Sequence) -> None:
-        """Tell the prefix index about pages that are full."""
+        """Tell the prefix index about pages that are full of known tokens."""
         size = self.limits.page_size
         full = min(sequence.computed, len(sequence.token_ids)) // size if self.limits.prefix_caching else 0
         for number in range(sequence.published, full):
@@ -152,15 +159,15 @@ class Scheduler:
         sequence.published = max(sequence.published, full)
 
     def _decode_rows(self) -> list[PlannedRow]:
-        for sequence in [s for s in self.running if not s.prefilling]:
+        for sequence in [s for s in self.running if s.can_go_on and not s.prefilling]:
             # No slot: preempted by an earlier sequence of this very loop.
-            while sequence.slot is not None and len(sequence.token_ids) > len(sequence.pages) * self.limits.page_size:
+            while sequence.slot is not None and sequence.computed == len(sequence.pages) * self.limits.page_size:
                 page = self.allocator.allocate(1)
                 if page:
                     sequence.pages += page
                 else:
                     self._preempt(self.running[-1])
-        return [self._row(sequence, 1) for sequence in self.running if not sequence.prefilling]
+        return [self._row(sequence, 1) for sequence in self.running if sequence.can_go_on and not sequence.prefilling]
 
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
