@@ -1,0 +1,359 @@
+"""Int4 matmul for few tokens: the time is the time to read the weights.
+
+A block owns ``16 * strips`` outputs and all inputs. Each of its warps owns every ``warps``-th tile row of inputs and runs a pipeline
+of its own; no warp waits for another before the end:
+
+    each warp   cp.async   tiles, scales and x of its inputs into its part of a ring in shared memory, ``stages`` deep
+                mma        nibbles become 128 + q (bfloat16) or 1024 + q (float16) with one lop3 for two weights;
+                           x enters as the B operand (8 tokens an instruction), through ldmatrix
+                fma        once for each tile: accumulator += scale * (products - (128 + zero) * sum of x)
+    all warps   add their accumulators through shared memory, apply the epilogue, write the outputs
+
+So neither scale nor zero point costs an instruction per weight, and a weight byte crosses the chip once. The sum of x over a group is
+one more mma with a matrix of ones, shared by all strips.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.mosaic.gpu import utils
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array, Float, Int32
+
+from pallas_kernels import ptx
+from pallas_kernels.int4_matmul.tiles import BLOCK, STRIP
+
+TILE_BYTES = STRIP * BLOCK // 2
+MAX_SHARED = 227 * 1024
+_TOKENS = 8
+_ZERO_BYTES = BLOCK * 2
+
+
+@dataclass(frozen=True, slots=True)
+class WarpConfig:
+    """How the work is cut.
+
+    Attributes:
+        strips: strips of 16 outputs that a block owns.
+        warps: warps of a block, a multiple of 4; they split the inputs.
+        stages: tile rows that a warp holds or has under way.
+        blocks: at most so many blocks, each of which walks over several tiles without draining its ring; 0: one tile each.
+        early: be launched while the kernel before still runs (programmatic dependent launch); only the set-up precedes its end.
+    """
+
+    strips: int
+    warps: int
+    stages: int
+    blocks: int = 0
+    early: bool = False
+
+    def grid(self, all_strips: int) -> tuple[int, int]:
+        """Blocks, and tiles that each walks over."""
+        tiles = -(-all_strips // self.strips)
+        rounds = -(-tiles // self.blocks) if self.blocks else 1
+        return -(-tiles // rounds), rounds
+
+    def ring_bytes(self, tokens: int, groups_per_tile: int) -> int:
+        """Shared memory for tiles and x."""
+        return self.warps * self.stages * _stage_bytes(self.strips, groups_per_tile, tokens) + _ZERO_BYTES
+
+    def shared_bytes(self, tokens: int, groups_per_tile: int, rounds: int) -> int:
+        """Shared memory of a block: the ring and the exchange of accumulators, which may take the ring's place at the end."""
+        ring = self.ring_bytes(tokens, groups_per_tile)
+        exchange = self.warps * tokens * _row_floats(self.strips) * 4
+        return max(ring, exchange) if rounds == 1 else ring + exchange
+
+
+def _stage_bytes(strips: int, groups_per_tile: int, tokens: int) -> int:
+    return strips * (TILE_BYTES + groups_per_tile * STRIP * 4) + tokens * BLOCK * 2
+
+
+def _row_floats(strips: int) -> int:
+    # 4 more than a row: the warp's stores (rows 2 apart, 8 columns) and loads then touch each bank once.
+    return strips * STRIP + 4
+
+
+def int4_matmul_warp(
+    x: Float[Array, "M K"],
+    words: Int32[Array, "L Ns Kb 256"],
+    meta: Int32[Array, "L Ns Kb Gt 16"],
+    layer: Int32[Array, " 1"],
+    *,
+    outputs: int,
+    config: WarpConfig,
+) -> Float[Array, "M N"]:
+    """``x @ w[layer].T`` for tiles as ``tiles.to_tiles`` writes them, accumulated in float32; ``outputs`` is N, even."""
+    return _call(x.shape[0], x.shape[1], outputs, words.shape, meta.shape[3], jnp.dtype(x.dtype).name, config)(
+        x, words.reshape(-1), meta.reshape(-1), layer
+    )
+
+
+@functools.lru_cache(maxsize=512)
+def _call(m: int, k: int, outputs: int, words_shape: tuple[int, ...], groups: int, dtype: str, config: WarpConfig):
+    _, all_strips, blocks, _ = words_shape
+    grid, rounds = config.grid(all_strips)
+    shared = config.shared_bytes(m, groups, rounds)
+    if shared > MAX_SHARED:
+        raise ValueError(f"{config} takes {shared} bytes of shared memory for {m} tokens, there are {MAX_SHARED}")
+
+    def body(x, words, meta, layer, out, ring):
+        if config.early:
+            plgpu.griddepcontrol_launch_dependents()
+        refs = (plgpu.RefType(),) * 6
+
+        @plgpu.inline_mgpu(arg_types=refs)
+        def emit(ctx, x, words, meta, layer, out, ring):
+            del ctx
+            _Emitter(m, k, outputs, all_strips, blocks, groups, dtype, config).emit(x, words, meta, layer, out, ring)
+
+        emit(x, words, meta, layer, out, ring)
+
+    body.__name__ = f"int4_matmul_warp_{m}x{k}x{outputs}"
+    return jax.jit(
+        plgpu.kernel(
+            body,
+            out_type=jax.ShapeDtypeStruct((m, outputs), dtype),
+            scratch_types=[plgpu.SMEM((shared // 4,), jnp.int32)],
+            grid=(grid,),
+            grid_names=("tile",),
+            num_threads=config.warps // 4,
+            thread_name="warpgroup",
+            compiler_params=plgpu.CompilerParams(approx_math=True, unsafe_no_auto_barriers=True, lowering_semantics=plgpu.LoweringSemantics.Lane),
+        )
+    )
+
+
+class _Emitter:
+    """Writes the code of one thread; the fields are known when the kernel is compiled."""
+
+    def __init__(self, m, k, outputs, all_strips, blocks, groups, dtype, config: WarpConfig):
+        self.m, self.k, self.outputs, self.all_strips, self.blocks = m, k, outputs, all_strips, blocks
+        self.groups, self.config = groups, config
+        self.grid, self.rounds = config.grid(all_strips)
+        self.token_tiles = -(-m // _TOKENS)
+        self.rows = self.token_tiles * _TOKENS
+        self.stage_bytes = _stage_bytes(config.strips, groups, m)
+        self.meta_bytes = groups * STRIP * 4
+        self.steps = -(-blocks // config.warps)
+        self.mma_dtype = {"bfloat16": "bf16", "float16": "f16"}[dtype]
+        # q in the low bits of the mantissa: 128 + q as bfloat16, 1024 + q as float16.
+        self.magic, self.bias = {"bf16": (0x43004300, 128.0), "f16": (0x64006400, 1024.0)}[self.mma_dtype]
+        self.ones = {"bf16": 0x3F803F80, "f16": 0x3C003C00}[self.mma_dtype]
+
+    def emit(self, x, words, meta, layer, out, ring) -> None:
+        """The kernel."""
+        config = self.config
+        thread = ptx.thread_index()
+        self.lane, self.warp = thread % 32, thread // 32
+        self.block = ptx.block_index()
+        ring = ptx.shared_address(ring)
+        self.zeros = ring + config.warps * config.stages * self.stage_bytes
+        self.stage_0 = ring + self.warp * (config.stages * self.stage_bytes)
+        exchange = ring if self.rounds == 1 else ring + config.ring_bytes(self.m, self.groups)
+        self._clear_padding()
+        if config.early:
+            # Everything this kernel reads, the layer's number too, may have been written by a kernel that still runs.
+            ptx.asm("griddepcontrol.wait;")
+        number = ptx.load_global(ptx.global_address(layer)).wide()
+        self.words = ptx.global_address(words) + number * (self.all_strips * self.blocks * TILE_BYTES)
+        self.meta = ptx.global_address(meta) + number * (self.all_strips * self.blocks * self.meta_bytes)
+        self.x = ptx.global_address(x)
+        ahead, total = config.stages - 1, self.rounds * self.steps
+        for position in range(ahead):
+            if position < total:
+                self._fetch_weights(ptx.constant(position))
+                self._fetch_x(ptx.constant(position))
+            ptx.commit_group()
+        zero = utils.c(0.0, ptx.f32())
+
+        def tile(turn: ptx.Int, _):
+            def step(i: ptx.Int, accumulators):
+                position = turn * self.steps + i
+                ptx.wait_group(ahead - 1)
+                ptx.sync_warp()
+                with utils.when(position + ahead < total):
+                    self._fetch_weights(position + ahead)
+                    self._fetch_x(position + ahead)
+                ptx.commit_group()
+                return self._multiply(self._stage(position), accumulators)
+
+            accumulators = ptx.repeat(self.steps, [zero] * (config.strips * self.token_tiles * 4), step)
+            # Every warp has read what the exchange is about to overwrite: the ring, or the tile before.
+            ptx.sync_block()
+            self._exchange(exchange, accumulators)
+            ptx.sync_block()
+            self._write(exchange, thread, self._first_strip(turn), ptx.global_address(out))
+            return []
+
+        if self.rounds == 1:
+            tile(ptx.constant(0), [])
+        else:
+            ptx.repeat(self.rounds, [], tile)
+
+    def _first_strip(self, turn: ptx.Int) -> ptx.Int:
+        return (turn * self.grid + self.block) * self.config.strips
+
+    def _stage(self, position: ptx.Int) -> ptx.Int:
+        return self.stage_0 + (position % self.config.stages) * self.stage_bytes
+
+    def _tile_row(self, position: ptx.Int) -> ptx.Int:
+        """This warp's 128 inputs at a position of its walk; may lie past the last."""
+        return position % self.steps * self.config.warps + self.warp
+
+    def _x_offset(self) -> int:
+        return self.config.strips * (TILE_BYTES + self.meta_bytes)
+
+    def _clear_padding(self) -> None:
+        """A row of zeros stands for the tokens that x doesn't have. All warps write the same zeros; a warp reads after its own."""
+        zero = ptx.constant(0)
+        if self.m < self.rows:
+            ptx.store_shared(self.zeros + self.lane * 8, zero, zero)
+
+    def _fetch_weights(self, position: ptx.Int) -> None:
+        """Start the copies of this warp's tiles; past the last tile row or strip, zeros."""
+        config = self.config
+        block, stage = self._tile_row(position), self._stage(position)
+        first_strip = self._first_strip(position // self.steps)
+        whole = self.blocks % config.warps == 0
+        all_whole = self.all_strips == config.strips * self.grid * self.rounds
+        for strip in range(config.strips):
+            number = first_strip + strip
+            inside = None
+            if not whole:
+                inside = block < self.blocks
+            if not all_whole:
+                in_strips = number < self.all_strips
+                inside = in_strips if inside is None else utils.arith.andi(inside, in_strips)
+            size = None if inside is None else ptx.constant(16).select(inside, 0)
+            tile = number * self.blocks + block
+            if inside is not None:
+                tile = tile.select(inside, 0)
+            source = self.words + tile.wide() * TILE_BYTES + (self.lane * 16).wide()
+            target = stage + (self.lane * 16 + strip * TILE_BYTES)
+            ptx.copy_async(target, source, size)
+            ptx.copy_async(target + 512, source + 512, size)
+            with utils.when(self.lane < self.meta_bytes // 16):
+                ptx.copy_async(
+                    stage + (self.lane * 16 + config.strips * TILE_BYTES + strip * self.meta_bytes),
+                    self.meta + tile.wide() * self.meta_bytes + (self.lane * 16).wide(),
+                    size,
+                )
+
+    def _fetch_x(self, position: ptx.Int) -> None:
+        """Start the copies of 128 inputs of all tokens: rows of 256 bytes, 16-byte pieces exchanged by row so that ldmatrix finds 8 banks."""
+        block = self._tile_row(position)
+        base = self._stage(position) + self._x_offset()
+        pieces = self.m * (BLOCK // 8)
+        exact = self.blocks % self.config.warps == 0 and self.k % BLOCK == 0
+        for i in range(-(-pieces // 32)):
+            index = self.lane + 32 * i
+            row, piece = index // 16, index % 16
+            column = block * BLOCK + piece * 8
+            source = self.x + (row * self.k + column).wide() * 2
+            size = None
+            if not exact:
+                inside = column < self.k
+                size = ptx.constant(16).select(inside, 0)
+                source = ptx.Int(utils.arith.select(inside, source.value, self.x.value))
+            target = base + (row * (BLOCK * 2) + (piece ^ (row % 8)) * 16)
+            if 32 * (i + 1) <= pieces:
+                ptx.copy_async(target, source, size)
+            else:
+                with utils.when(index < pieces):
+                    ptx.copy_async(target, source, size)
+
+    def _multiply(self, stage: ptx.Int, accumulators: list) -> list:
+        """One tile of every strip times x."""
+        config, lane = self.config, self.lane
+        zero = utils.c(0.0, ptx.f32())
+        x_base = stage + self._x_offset()
+        row, matrix = lane % 8, lane // 8
+        operands = []  # [token tile][step of 16 inputs]: two registers
+        for tile in range(self.token_tiles):
+            steps = []
+            for pair in range(BLOCK // 32):
+                piece = (matrix + 4 * pair) ^ row
+                start = x_base + (row + tile * _TOKENS) * (BLOCK * 2)
+                if (tile + 1) * _TOKENS > self.m:
+                    start = start.select(row < self.m - tile * _TOKENS, self.zeros)
+                found = ptx.load_matrices(start + piece * 16)
+                steps += [found[:2], found[2:]]
+            operands.append(steps)
+        ones = [ptx.constant(self.ones)] * 4
+        per_group = 8 // self.groups
+        sums = []  # [group][token tile]
+        for group in range(self.groups):
+            row_sums = []
+            for tile in range(self.token_tiles):
+                total = [zero] * 4
+                for s in range(group * per_group, (group + 1) * per_group):
+                    total = ptx.mma(ones, operands[tile][s], total, self.mma_dtype)
+                row_sums.append(total)
+            sums.append(row_sums)
+        new = list(accumulators)
+        for strip in range(config.strips):
+            tile_words = stage + (lane * 16 + strip * TILE_BYTES)
+            words = ptx.load_shared(tile_words, 4) + ptx.load_shared(tile_words + 512, 4)
+            meta = stage + ((lane // 4) * 4 + config.strips * TILE_BYTES + strip * self.meta_bytes)
+            for group in range(self.groups):
+                scales, zeros = [], []
+                for half in range(2):
+                    [word] = ptx.load_shared(meta + (group * STRIP * 4 + half * 32))
+                    scales.append(ptx.as_float(word & 0xFFFFFFF0))
+                    # 2^23 + zero as float32, less 2^23 - bias: minus (bias + zero), exactly.
+                    number = ptx.as_float(ptx.and_or(word, 0xF, 0x4B000000))
+                    zeros.append(utils.arith.subf(utils.c(8388608.0 - self.bias, ptx.f32()), number))
+                products = [[zero] * 4 for _ in range(self.token_tiles)]
+                for s in range(group * per_group, (group + 1) * per_group):
+                    a = [ptx.and_or(words[s] if i == 0 else words[s] >> (4 * i), 0x000F000F, self.magic) for i in range(4)]
+                    for tile in range(self.token_tiles):
+                        products[tile] = ptx.mma(a, operands[tile][s], products[tile], self.mma_dtype)
+                for tile in range(self.token_tiles):
+                    at = (strip * self.token_tiles + tile) * 4
+                    for j in range(4):
+                        exact = ptx.fma(zeros[j // 2], sums[group][tile][j], products[tile][j])
+                        new[at + j] = ptx.fma(scales[j // 2], exact, new[at + j])
+        return new
+
+    def _exchange(self, ring: ptx.Int, accumulators: list) -> None:
+        """Put this warp's accumulators into [warp][token][output]."""
+        row_floats = _row_floats(self.config.strips)
+        for strip in range(self.config.strips):
+            for tile in range(self.token_tiles):
+                for j in range(4):
+                    token = (self.lane % 4) * 2 + (tile * _TOKENS + j % 2)
+                    row = self.warp * self.m + token
+                    place = row * row_floats + (self.lane // 4 + (strip * STRIP + j // 2 * 8))
+                    value = accumulators[(strip * self.token_tiles + tile) * 4 + j]
+                    if (tile + 1) * _TOKENS <= self.m:
+                        ptx.store_shared(ring + place * 4, value)
+                    else:
+                        with utils.when(token < self.m):
+                            ptx.store_shared(ring + place * 4, value)
+
+    def _write(self, ring: ptx.Int, thread: ptx.Int, first_strip: ptx.Int, out: ptx.Int) -> None:
+        """Add up the warps, two neighbouring outputs a thread."""
+        config = self.config
+        threads, pairs = config.warps * 32, config.strips * STRIP // 2
+        total = self.m * pairs
+        row_floats = _row_floats(config.strips)
+        for i in range(-(-total // threads)):
+            index = thread + i * threads
+            token, pair = index // pairs, index % pairs
+            column = first_strip * STRIP + pair * 2
+            inside = column < self.outputs
+            if (i + 1) * threads > total:
+                inside = utils.arith.andi(inside, index < total)
+            with utils.when(inside):
+                place = ring + (token * row_floats + pair * 2) * 4
+                low = high = None
+                for warp in range(config.warps):
+                    pair_bits = ptx.load_shared(place + warp * (self.m * row_floats * 4), 2)
+                    values = [ptx.as_float(bits) for bits in pair_bits]
+                    low = values[0] if low is None else utils.arith.addf(low, values[0])
+                    high = values[1] if high is None else utils.arith.addf(high, values[1])
+                word = ptx.pack_pair(low, high, self.mma_dtype)
+                address = out + (token * self.outputs + column).wide() * 2
+                ptx.asm("st.global.b32 [$0], $1;", address, word)

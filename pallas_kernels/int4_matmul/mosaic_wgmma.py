@@ -1,0 +1,312 @@
+"""Int4 matmul for a batch of tokens: tensor cores fed with weights from registers (``wgmma``, sm_90a).
+
+A block owns ``64 * rows`` outputs and ``tokens`` tokens, and walks over its inputs 128 at a time:
+
+    memory warpgroup      TMA: tiles, scales and x of the next 128 inputs into a ring of ``stages``
+    ``rows`` warpgroups   tiles of 64 outputs to bfloat16 (or float16) in registers, (q - zero) * scale, while the tensor cores
+                          multiply the 128 inputs before with x, which they read from shared memory; then wait and free the stage
+
+The result is [output, token] in registers; it is transposed on its way through shared memory. With ``split`` > 1 the inputs are cut,
+each part writes float32 and XLA adds the parts.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.mosaic.gpu import fragmented_array as fa
+from jax.experimental.mosaic.gpu import mma_utils, utils
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxlib.mlir import ir
+from jaxlib.mlir.dialects import llvm
+from jaxtyping import Array, Float, Int32
+
+from pallas_kernels import ptx
+from pallas_kernels.int4_matmul.tiles import BLOCK, STRIP
+
+MAX_SHARED = 227 * 1024
+_REGISTERS = {1: 232, 2: 240, 3: 160, 4: 112}
+"""Registers of a thread of so many computing warpgroups, what ``setmaxnreg`` can give beside a memory warpgroup of 24."""
+_SWIZZLED = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
+_ACCUMULATOR = plgpu.Layout._WGMMA_ACC_32BIT
+
+
+@dataclass(frozen=True, slots=True)
+class WgmmaConfig:
+    """How the work is cut.
+
+    Attributes:
+        rows: computing warpgroups, 64 outputs each.
+        tokens: tokens of a block, a multiple of 8, at most 256.
+        stages: depth of the ring.
+        split: parts that the inputs are cut into.
+    """
+
+    rows: int
+    tokens: int
+    stages: int
+    split: int = 1
+
+    def shared_bytes(self, groups_per_tile: int) -> int:
+        """Shared memory of a block."""
+        weights = 4 * self.rows * (STRIP * BLOCK // 2 + groups_per_tile * STRIP * 4)
+        return self.stages * (weights + self.tokens * BLOCK * 2) + 1024
+
+
+def int4_matmul_wgmma(
+    x: Float[Array, "M K"],
+    words: Int32[Array, "L Ns Kb 256"],
+    meta: Int32[Array, "L Ns Kb Gt 16"],
+    layer: Int32[Array, " 1"],
+    *,
+    outputs: int,
+    config: WgmmaConfig,
+) -> Float[Array, "M N"]:
+    """``x @ w[layer].T`` for tiles as ``tiles.to_tiles`` writes them, accumulated in float32; ``outputs`` is N."""
+    m = x.shape[0]
+    out = _call((-(-m // config.tokens) * config.tokens, *x.shape[1:]), outputs, words.shape, meta.shape[3], jnp.dtype(x.dtype).name, config)(
+        jnp.pad(x, ((0, -m % config.tokens), (0, 0))), words, meta, layer
+    )
+    if config.split > 1:
+        return out.sum(axis=0).astype(x.dtype)[:m]
+    return out[0, :m]
+
+
+@functools.lru_cache(maxsize=512)
+def _call(x_shape: tuple[int, int], outputs: int, words_shape: tuple[int, ...], groups: int, dtype: str, config: WgmmaConfig):
+    (m, _), (_, all_strips, blocks, _) = x_shape, words_shape
+    rows, tokens, stages, split = config.rows, config.tokens, config.stages, config.split
+    shared = config.shared_bytes(groups)
+    if shared > MAX_SHARED:
+        raise ValueError(f"{config} takes {shared} bytes of shared memory, there are {MAX_SHARED}")
+    strips = 4 * rows
+    steps = -(-blocks // split)
+    out_dtype = jnp.dtype(jnp.float32 if split > 1 else dtype)
+
+    def body(x_g, words_g, meta_g, layer_g, out_g, xs, ws, ms, full, empty, done):
+        tile, token_tile, part = lax.axis_index("outputs"), lax.axis_index("tokens"), lax.axis_index("part")
+        group = lax.axis_index("warpgroup")
+        # The last part may be shorter; its missing blocks are read as zeros by the copy engine.
+        first = part * steps
+
+        @pl.when(group < rows)
+        def _compute():
+            plgpu.set_max_registers(_REGISTERS[rows], action="increase")
+
+            def weights(slot):
+                plgpu.barrier_wait(full.at[slot])
+                return _dequantize(ws.at[slot], ms.at[slot], group, groups, dtype)
+
+            def multiply(acc, w, position, fetch: bool):
+                """Multiply one block of inputs while the weights of the next become floats."""
+                slot = lax.rem(position, stages)
+                acc = _multiply(acc, w, xs.at[slot, 0], xs.at[slot, 1], dtype)
+                following = weights(lax.rem(position + 1, stages)) if fetch else None
+                plgpu.wgmma_wait(0)
+                if fetch:
+                    plgpu.barrier_arrive(empty.at[slot])
+                return acc, following
+
+            # Two blocks a turn, so that the registers written are never those that a running wgmma reads: with one set, carried
+            # from turn to turn, ptxas runs everything one after the other (C7513).
+            def two(i, carry):
+                acc, even = multiply(*carry, 2 * i, True)
+                return multiply(acc, even, 2 * i + 1, True)
+
+            turns = (steps - 1) // 2
+            carry = lax.fori_loop(0, turns, two, (_zeros(tokens), weights(0)))
+            for position in range(2 * turns, steps):
+                carry = multiply(*carry, jnp.int32(position), position + 1 < steps)
+            acc = carry[0]
+            acc = plgpu.layout_cast(acc, plgpu.Layout.WGMMA)
+            if split > 1:
+                _store_part(acc, out_g, part, token_tile, (tile * rows + group) * 64, m, outputs)
+                return
+            # The ring's x is free once every warpgroup is here: the result leaves through it.
+            plgpu.barrier_arrive(done)
+            plgpu.barrier_wait(done)
+            result = plgpu.layout_cast(acc.astype(dtype), plgpu.Layout.WGMMA_TRANSPOSED)
+            for g in range(rows):
+
+                @pl.when(group == g)
+                def _store(g=g):
+                    exchange = xs.at[g // 2, g % 2]
+                    exchange.T[...] = result
+                    plgpu.commit_smem()
+                    columns = pl.ds((tile * rows + g) * 64, 64)
+                    plgpu.copy_smem_to_gmem(exchange, out_g.at[part, pl.ds(token_tile * tokens, tokens), columns])
+
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+
+        @pl.when(group == rows)
+        def _memory():
+            plgpu.set_max_registers(24, action="decrease")
+            number = layer_g[0]
+
+            @pl.loop(0, steps)
+            def _fetch(i):
+                slot = lax.rem(i, stages)
+                block = first + i
+
+                @pl.when(i >= stages)
+                def _():
+                    plgpu.barrier_wait(empty.at[slot])
+
+                at = (number, pl.ds(tile * strips, strips), block)
+                plgpu.copy_gmem_to_smem(words_g.at[at], ws.at[slot], full.at[slot])
+                plgpu.copy_gmem_to_smem(meta_g.at[at], ms.at[slot], full.at[slot])
+                for half in range(2):
+                    columns = pl.ds(block * BLOCK + half * 64, 64)
+                    source = x_g.at[pl.ds(token_tile * tokens, tokens), columns]
+                    plgpu.copy_gmem_to_smem(source, xs.at[slot, half], full.at[slot])
+
+    body.__name__ = f"int4_matmul_wgmma_{m}x{x_shape[1]}x{outputs}"
+    return jax.jit(
+        plgpu.kernel(
+            body,
+            out_type=jax.ShapeDtypeStruct((split, m, outputs), out_dtype),
+            scratch_types=dict(
+                xs=plgpu.SMEM((stages, 2, tokens, 64), dtype, transforms=_SWIZZLED),
+                ws=plgpu.SMEM((stages, strips, STRIP * BLOCK // 8), jnp.int32),
+                ms=plgpu.SMEM((stages, strips, groups, STRIP), jnp.int32),
+                full=plgpu.Barrier(num_arrivals=4, num_barriers=stages),
+                empty=plgpu.Barrier(num_arrivals=rows, num_barriers=stages),
+                done=plgpu.Barrier(num_arrivals=rows),
+            ),
+            grid=(-(-all_strips // strips), m // tokens, split),
+            grid_names=("outputs", "tokens", "part"),
+            num_threads=rows + 1,
+            thread_name="warpgroup",
+            compiler_params=plgpu.CompilerParams(approx_math=True, unsafe_no_auto_barriers=True, lowering_semantics=plgpu.LoweringSemantics.Lane),
+        )
+    )
+
+
+def _dequantize(words, meta, group, groups: int, dtype: str):
+    """The running warpgroup's 64 x 128 weights in the layout of wgmma's A operand."""
+    kind = {"bfloat16": "bf16", "float16": "f16"}[dtype]
+    magic = {"bf16": 0x43004300, "f16": 0x64006400}[kind]
+    shape = jax.ShapeDtypeStruct((64, BLOCK), dtype)
+
+    @plgpu.inline_mgpu(
+        arg_types=(plgpu.RefType(), plgpu.RefType(), plgpu.Layout.WG_SPLAT(())),
+        return_type=plgpu.ShapeDtypeStruct(shape.shape, shape.dtype, layout=plgpu.Layout.WGMMA),
+    )
+    def emit(ctx, words, meta, group):
+        del ctx
+        group = ptx.Int(group.registers.item())
+        thread = ptx.thread_index() % 128
+        lane, strip = thread % 32, group * 4 + thread // 32
+        source = ptx.shared_address(words) + strip * (STRIP * BLOCK // 2) + lane * 16
+        loaded = ptx.load_shared(source, 4) + ptx.load_shared(source + 512, 4)
+        scale_source = ptx.shared_address(meta) + strip * (groups * STRIP * 4) + (lane // 4) * 4
+        registers = np.empty(plgpu.Layout.WGMMA.to_mgpu().registers_shape((64, BLOCK)), dtype=object)
+        flat = registers.reshape(16, 2)  # [8 inputs, 8 outputs of the strip]
+        pair_type = ir.VectorType.get((2,), utils.dtype_to_ir_type(jnp.dtype(dtype)))
+        for part in range(groups):
+            scales, zeros = [], []
+            for half in range(2):
+                [word] = ptx.load_shared(scale_source + (part * STRIP * 4 + half * 32))
+                scales.append(ptx.round_pair(ptx.as_float(word & 0xFFFFFFF0), kind))
+                zeros.append(ptx.and_or((word & 0xF) * 0x10001, 0x000F000F, magic))
+            for s in range(part * 8 // groups, (part + 1) * 8 // groups):
+                for i in range(4):
+                    bits = ptx.and_or(loaded[s] if i == 0 else loaded[s] >> (4 * i), 0x000F000F, magic)
+                    pair = ptx.pair_op("mul", ptx.pair_op("sub", bits, zeros[i % 2], kind), scales[i % 2], kind)
+                    flat[2 * s + i // 2, i % 2] = utils.bitcast(pair.value, pair_type)
+        return fa.FragmentedArray(_registers=registers, _layout=plgpu.Layout.WGMMA.to_mgpu(), _is_signed=None)
+
+    return emit(words, meta, group)
+
+
+def _zeros(tokens: int):
+    """The accumulator [64, tokens] of a warpgroup."""
+
+    @plgpu.inline_mgpu(return_type=plgpu.ShapeDtypeStruct((64, tokens), jnp.float32, layout=_ACCUMULATOR))
+    def emit(ctx):
+        del ctx
+        return fa.FragmentedArray.splat(utils.c(0.0, ptx.f32()), (64, tokens), _ACCUMULATOR.to_mgpu())
+
+    return emit()
+
+
+def _multiply(acc, w, x_low, x_high, dtype: str):
+    """Start ``acc + w @ x.T``, 64 inputs of x at a time: one commit group of eight wgmma; until it is waited for, acc may not be touched.
+
+    All eight are one piece of assembly. Written as eight, the compiler puts moves of operands between them, and ptxas then
+    runs them one after the other (its message C7513).
+    """
+    tokens = acc.shape[1]
+    kind = {"bfloat16": "bf16", "float16": "f16"}[dtype]
+
+    @plgpu.inline_mgpu(
+        arg_types=(_ACCUMULATOR, plgpu.Layout.WGMMA, *(plgpu.RefType(_SWIZZLED),) * 2),
+        return_type=plgpu.ShapeDtypeStruct((64, tokens), jnp.float32, layout=_ACCUMULATOR),
+    )
+    def emit(ctx, acc, w, *halves):
+        del ctx
+        descriptors = []
+        for x in halves:
+            (start, (_, (stride, *_))), _, fastest = mma_utils.create_descriptor(
+                utils.memref_transpose(x, (1, 0, 3, 2)), swizzle=128, large_tile=(64, 64), group_size=(64, tokens),
+                logical_k_major=True,
+            )  # fmt: skip
+            assert fastest == mma_utils.Dim.K
+            descriptors.append(start)
+        count = tokens // 2
+        registers = [utils.bitcast(v, ptx.i32()) for v in w.registers.flat]
+        names = ", ".join(f"${i}" for i in range(count))
+        lines = ["{ .reg .b64 d;", "wgmma.fence.sync.aligned;"]
+        for s in range(8):
+            a = ", ".join(f"${2 * count + 4 * s + i}" for i in range(4))
+            lines.append(f"add.s64 d, ${2 * count + 32 + s // 4}, {s % 4 * (stride >> 4)};")
+            lines.append(
+                f"wgmma.mma_async.sync.aligned.m64n{tokens}k16.f32.{kind}.{kind} {{{names}}}, {{{a}}}, d, 1, 1, 1, 0;"
+            )
+        lines += ["wgmma.commit_group.sync.aligned;", "}"]
+        single = ir.VectorType.get((1,), ptx.f32())
+        constraints = ["=f"] * count + [str(i) for i in range(count)] + ["r"] * 32 + ["l"] * 2
+        result = llvm.inline_asm(
+            llvm.StructType.get_literal([single] * count),
+            [*acc.registers.flat, *registers, *descriptors],
+            "\n".join(lines),
+            ",".join(constraints),
+            asm_dialect=0,
+            has_side_effects=True,
+        )
+        new = np.empty(acc.registers.shape, dtype=object)
+        new.flat = [llvm.extractvalue(single, result, [i]) for i in range(count)]
+        return fa.FragmentedArray(_registers=new, _layout=acc.layout, _is_signed=None)
+
+    return emit(acc, w, x_low, x_high)
+
+
+def _store_part(result, out, part, token_tile, row, m: int, outputs: int) -> None:
+    """Write the running warpgroup's float32 [output, token] straight from registers: eight lanes fill a sector of 32 bytes."""
+    tokens = result.shape[1]
+
+    @plgpu.inline_mgpu(
+        arg_types=(plgpu.Layout.WGMMA, plgpu.RefType(), *(plgpu.Layout.WG_SPLAT(()),) * 3), return_type=None
+    )
+    def emit(ctx, result, out, part, token_tile, row):
+        del ctx
+        part, token_tile, row = (ptx.Int(v.registers.item()) for v in (part, token_tile, row))
+        thread = ptx.thread_index() % 128
+        lane = thread % 32
+        row = row + (thread // 32) * STRIP + lane // 4
+        token = token_tile * tokens + lane % 4 * 2
+        start = ptx.global_address(out) + ((part * m + token).wide() * outputs + row.wide()) * 4
+        pairs = result.registers.reshape(tokens // 8, 2)
+        for half in range(2):
+            with utils.when(row + 8 * half < outputs):
+                for column in range(tokens // 8):
+                    for j in range(2):
+                        value = llvm.extractelement(pairs[column, half], utils.c(j, ptx.i32()))
+                        address = start + ((column * 8 + j) * outputs + 8 * half) * 4
+                        ptx.asm("st.global.f32 [$0], $1;", address, value)
+
+    emit(result, out, part, token_tile, row)
