@@ -1,12 +1,30 @@
 """Shapes, errors and the choice of implementation of paged attention."""
 
+from collections.abc import Callable
+from functools import partial
+
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, Int32
 
 from pallas_kernels.kv_write.api import BITS
+from pallas_kernels.paged_attention import mosaic
+from pallas_kernels.paged_attention.debug import check_pages
 from pallas_kernels.paged_attention.reference import Pages, decode_reference, prefill_reference
 
-IMPLEMENTATIONS = ("reference",)
+IMPLEMENTATIONS = ("mosaic", "reference")
+"""The default takes "mosaic" where a program is compiled for CUDA and the kernel can take the call."""
+
+
+def _choose(implementation: str | None, reason: str | None, kernel: Callable, reference: Callable, *arrays) -> Array:
+    """Run the named implementation, or leave the choice to the platform that the program is compiled for."""
+    if implementation == "mosaic" and reason:
+        raise ValueError(f"{implementation=} can't take this call: {reason}")
+    if implementation == "mosaic":
+        return kernel(*arrays)
+    if implementation == "reference" or reason:
+        return reference(*arrays)
+    return lax.platform_dependent(*arrays, cuda=kernel, default=reference)
 
 
 def _check(q: Array, k_pages: Pages, v_pages: Pages, implementation: str | None) -> None:
@@ -57,12 +75,21 @@ def paged_decode(
         implementation: name one of IMPLEMENTATIONS to fail if it can't; None takes the first that can.
 
     Raises:
-        ValueError: shapes that don't fit each other, or an unknown implementation.
+        ValueError: shapes that don't fit each other, an unknown implementation or one that can't take the call.
     """
     _check(q, k_pages, v_pages, implementation)
-    return decode_reference(
-        q, k_pages, v_pages, jnp.asarray(layer, jnp.int32), block_table, context_lens, jnp.asarray(window, jnp.int32),
-        scale=scale, soft_cap=soft_cap,
+    _, pages, _, page_size, _ = k_pages.values.shape
+    check_pages(block_table, context_lens, pages=pages, page_size=page_size)
+    bits, options = k_pages.bits, {"scale": scale, "soft_cap": soft_cap}
+
+    def run(decode, q, k, k_pairs, v, v_pairs, *rest):
+        return decode(q, Pages(k, k_pairs, bits), Pages(v, v_pairs, bits), *rest, **options)
+
+    return _choose(
+        implementation, mosaic.reason_not_decode(q, k_pages, block_table.shape[1]),
+        partial(run, mosaic.decode), partial(run, decode_reference),
+        q, k_pages.values, k_pages.pairs, v_pages.values, v_pages.pairs,
+        jnp.asarray(layer, jnp.int32), block_table, context_lens, jnp.asarray(window, jnp.int32),
     )  # fmt: skip
 
 

@@ -224,7 +224,7 @@ def pool(bits: int = 16, width: int = H, kv_heads: int = KV_HEADS, pairs: bool =
 @pytest.mark.parametrize(
     ("heads", "k", "v", "implementation", "message"),
     [
-        (4, pool(), pool(), "triton", r"implementation='triton' is unknown; there are \('reference',"),
+        (4, pool(), pool(), "triton", r"implementation='triton' is unknown; there are \('mosaic', 'reference'\)"),
         (4, pool(), pool(kv_heads=1), None, r"K and V pools differ: \(1, 2, 2, 8, 16\) and \(1, 2, 1, 8, 16\)"),
         (5, pool(), pool(), None, r"heads=5 must be divisible by kv_heads=2"),
         (4, pool(width=8), pool(width=8), None, r"head_dim 16 at 16 bits takes 16 values, the pool has 8"),
