@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int32
 
@@ -21,7 +20,6 @@ class StepInputs(NamedTuple):
 
     model: ModelInputs
     from_device: Bool[Array, " T"]
-    prompt: Bool[Array, " T"]
     slots: Int32[Array, " B"]
     samples: Bool[Array, " B"]
     made: Int32[Array, " B"]
@@ -44,7 +42,7 @@ class StepLayout:
         """Name and shape of each part, in order."""
         t, b = self.bucket.tokens, self.bucket.rows
         per_token = dict.fromkeys(("tokens", "positions", "rows"), (t,))
-        per_row = dict.fromkeys(("context_lens", "rope_lengths", "prompt_lens", "slots", "samples", "made"), (b,))
+        per_row = dict.fromkeys(("context_lens", "rope_lengths", "slots", "samples", "made"), (b,))
         return {**per_token, **per_row, "query_start": (b + 1,), "block_table": (b, self.table_width)}
 
     @property
@@ -75,7 +73,6 @@ class StepLayout:
             part["query_start"][i + 1 :] = end
             part["context_lens"][i] = known + row.count
             part["rope_lengths"][i] = sequence.rope_length
-            part["prompt_lens"][i] = sequence.prompt_len
             part["slots"][i] = sequence.slot
             part["samples"][i] = row.samples
             part["made"][i] = row.made
@@ -99,7 +96,6 @@ class StepLayout:
         return StepInputs(
             model=model,
             from_device=part["tokens"] == FROM_DEVICE,
-            prompt=part["positions"] < jnp.take(part["prompt_lens"], part["rows"]),
             slots=part["slots"],
             samples=part["samples"] == 1,
             made=part["made"],

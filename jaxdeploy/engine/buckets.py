@@ -3,19 +3,23 @@
 from dataclasses import dataclass
 
 SMALLEST_PREFILL = 16
-PREFILL_GROWTH = 4
-"""Each prefill bucket has this many times the tokens of the one before: few compilations, at most that much padding."""
-TOKENS_PER_ROW = 8
-"""Prefill buckets have room for one row per so many tokens."""
+SMALL_PREFILL = 256
+"""Prefill buckets grow by four up to here, where a step costs about the same however few tokens it has, and by two beyond, where
+padding costs as much as tokens do."""
+
+
+SAMPLER_GROWTH = 8
+"""A sampler's time is small beside a model's, and there are several of each size: few sizes, more padding."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """One compiled shape: T tokens of B rows."""
+    """One compiled shape of the model: T tokens of B rows, handed to a sampler of ``sampler_rows``."""
 
     tokens: int
     rows: int
     decode: bool
+    sampler_rows: int
 
     def __str__(self) -> str:
         return f"decode {self.rows}" if self.decode else f"prefill {self.tokens} tokens, {self.rows} rows"
@@ -30,13 +34,18 @@ class Buckets:
 
     @classmethod
     def of(cls, *, batch_size: int, prefill_tokens: int) -> "Buckets":
-        """Powers of two up to the batch size for decode, of four up to the token budget for prefill."""
+        """Powers of two up to the batch size for decode and up to the token budget for prefill."""
         sizes = _grow(1, 2, batch_size)
-        decode = tuple(Bucket(size, size, decode=True) for size in sizes)
-        lengths = _grow(min(SMALLEST_PREFILL, prefill_tokens), PREFILL_GROWTH, prefill_tokens)
-        prefill = tuple(
-            Bucket(length, min(batch_size, max(1, length // TOKENS_PER_ROW)), decode=False) for length in lengths
-        )
+        samplers = _grow(1, SAMPLER_GROWTH, batch_size)
+
+        def bucket(tokens: int, rows: int, *, decode: bool) -> Bucket:
+            return Bucket(tokens, rows, decode, next(size for size in samplers if size >= rows))
+
+        decode = tuple(bucket(size, size, decode=True) for size in sizes)
+        small = min(SMALL_PREFILL, prefill_tokens)
+        lengths = [*_grow(min(SMALLEST_PREFILL, small), 4, small)[:-1], *_grow(small, 2, prefill_tokens)]
+        # As many rows as there are tokens: one-token rows of running answers ride along with a prompt.
+        prefill = tuple(bucket(length, min(length, batch_size), decode=False) for length in lengths)
         return cls(decode, prefill)
 
     @property
@@ -48,6 +57,11 @@ class Buckets:
     def largest(self) -> tuple[Bucket, Bucket]:
         """The two that need the most memory."""
         return self.decode[-1], self.prefill[-1]
+
+    @property
+    def sampler_rows(self) -> tuple[int, ...]:
+        """Every number of rows that a sampler has."""
+        return tuple(sorted({bucket.sampler_rows for bucket in self.all}))
 
     def fit(self, *, tokens: int, rows: int, decode: bool) -> Bucket:
         """The smallest bucket that holds a step."""

@@ -14,6 +14,7 @@ from jaxdeploy.engine.request import Output, Request, Sequence, TokenLogprobs
 from jaxdeploy.engine.scheduler import PlannedRow, Scheduler, StepLimits
 from jaxdeploy.errors import PromptTooLongError, RequestError
 from jaxdeploy.model.decoder import Decoder
+from jaxdeploy.sampling.extent import Extent
 from jaxdeploy.sampling.sampler import Sampled
 from jaxdeploy.sampling.slots import MAX_STOP_IDS, SlotOptions
 from jaxdeploy.text.detokenizer import IncrementalDetokenizer
@@ -184,6 +185,7 @@ class Engine:
             detokenizer=IncrementalDetokenizer(self.tokenizer, request.prompt_ids, config.skip_special_tokens),
             stops=StopStrings(config.stop_words, config.include_stop_str_in_output) if config.stop_words else None,
             constraint=request.constraint() if request.constraint else None,
+            extent=Extent.of(config, grammar=request.constraint is not None),
             salt=prefix_salt(self.config.rope, reach, quant_policy=self.options.quant_policy),
         )
 
@@ -193,8 +195,8 @@ class Engine:
         config = sequence.request.config
         options = SlotOptions.of(config, seed=sequence.seed, stop_ids=stop_ids)
         self.executor.admit(sequence.slot, options)
-        if sequence.computed and config.has_penalties:
-            self.executor.count(sequence.slot, sequence.token_ids[: sequence.computed], sequence.prompt_len)
+        if config.has_penalties:
+            self.executor.count(sequence.slot, sequence.token_ids, sequence.prompt_len)
 
     def _set_mask(self, row: PlannedRow) -> RequestError | None:
         """Hold the row's next token to its grammar, if it has one; returns what is wrong with the grammar."""

@@ -1,10 +1,12 @@
 """Holds what lives on the device (weights, pages, sampler state) and the compiled steps."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,16 +19,18 @@ from jaxdeploy.engine.buckets import Bucket, Buckets
 from jaxdeploy.engine.limits import Limits
 from jaxdeploy.engine.memory import plan_memory
 from jaxdeploy.engine.scheduler import StepPlan
-from jaxdeploy.engine.step import lower_step
+from jaxdeploy.engine.step import lower_model, lower_sampler
 from jaxdeploy.model.decoder import Decoder
+from jaxdeploy.sampling.extent import Extent
 from jaxdeploy.sampling.sampler import Sampled
 from jaxdeploy.sampling.slots import SlotOptions, SlotState
+from jaxdeploy.weights.tiled_tensor import tile_weights
 
 Progress = Callable[[str, int, int], None]
 """Called with a phase ("load", "compile"), what is done and what there is to do."""
-COMPILE_THREADS = 4
+COMPILE_THREADS = min(16, os.cpu_count() or 4)
 COUNT_TOKENS = 512
-"""Tokens from the prefix cache that are noted at a time."""
+"""Tokens that are noted at a time for a slot's penalties."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,8 @@ class LaunchedStep:
 class Executor:
     """Runs plans. Everything is compiled by ``warm_up``; nothing compiles afterwards.
 
+    On a GPU the executor takes the parameter tree over: int4 rows become tiles, and the rows are freed as it goes.
+
     Attributes:
         memory: what the device holds.
         steps: how many steps ran.
@@ -49,10 +55,13 @@ class Executor:
     """
 
     def __init__(self, model: Decoder, params: dict, options: EngineConfig, limits: Limits):
-        self.model, self.params, self.limits = model, params, limits
-        self.buckets = Buckets.of(batch_size=limits.batch_size, prefill_tokens=limits.prefill_tokens)
         device = next(iter(jax.tree.leaves(params)[0].devices()))
         self.start_seconds: dict[str, float] = {}
+        if device.platform == "gpu":
+            with self._timed("tile weights"):
+                params = jax.block_until_ready(tile_weights(params))
+        self.model, self.params, self.limits = model, params, limits
+        self.buckets = Buckets.of(batch_size=limits.batch_size, prefill_tokens=limits.prefill_tokens)
         with self._timed("plan memory"):
             self.memory = plan_memory(model, params, options, limits, self.buckets.largest, device)
         with self._timed("allocate pages"):
@@ -68,7 +77,8 @@ class Executor:
         # Committed to the device, as what a step returns is: `admit` and `set_mask` would compile once more otherwise.
         self.state = jax.device_put(SlotState.create(limits.batch_size + 1, model.config.vocab_size), device)
         self.steps, self.wait_seconds = 0, 0.0
-        self._compiled: dict[Bucket, Callable] = {}
+        self._models: dict[Bucket, Callable] = {}
+        self._samplers: dict[tuple[Extent, int], Callable] = {}
         self._compiled_by_warm_up = 0
         self._masked: set[int] = set()  # slots that a grammar restricts now
         self._admit = jax.jit(SlotState.admit, donate_argnums=0)
@@ -76,21 +86,29 @@ class Executor:
         self._count = jax.jit(SlotState.count, donate_argnums=0)
 
     def warm_up(self, progress: Progress | None = None) -> None:
-        """Compile every bucket: traced one after another (Python), compiled in parallel (XLA)."""
-        buckets = self.buckets.all
+        """Compile every program: traced one after another (Python), compiled in parallel (XLA)."""
+        vocabulary = self.model.config.vocab_size
+        samplers = [(extent, rows) for extent in Extent for rows in self.buckets.sampler_rows]
+        count = len(self.buckets.all) + len(samplers)
         if progress:
-            progress("compile", 0, len(buckets))
+            progress("compile", 0, count)
         with ThreadPoolExecutor(COMPILE_THREADS) as pool:
-            jobs = {}
+            jobs: dict[Future, tuple[dict, Any]] = {}
             with self._timed("trace steps"):
-                for bucket in buckets:
-                    lowered = lower_step(self.model, self._layout(bucket), self.params, self.pages, self.state)
-                    jobs[pool.submit(lowered.compile)] = bucket
+                for bucket in reversed(self.buckets.all):  # the largest take longest
+                    lowered = lower_model(
+                        self.model, self._layout(bucket), self.params, self.pages, self.state.last_token
+                    )
+                    jobs[pool.submit(lowered.compile)] = self._models, bucket
+                for extent, rows in samplers:
+                    lowered = lower_sampler(extent, rows, vocabulary, self.state)
+                    jobs[pool.submit(lowered.compile)] = self._samplers, (extent, rows)
             with self._timed("compile steps"):
                 for done, job in enumerate(as_completed(jobs), start=1):
-                    self._compiled[jobs[job]] = job.result()
+                    programs, name = jobs[job]
+                    programs[name] = job.result()
                     if progress:
-                        progress("compile", done, len(buckets))
+                        progress("compile", done, count)
         nobody = np.int32(self.limits.batch_size)
         neutral = jax.tree.map(lambda leaf: np.asarray(leaf[-1]), self.state.options)
         words = self.state.mask.shape[1]
@@ -110,7 +128,7 @@ class Executor:
         self.state = self._admit(self.state, np.int32(slot), options)
 
     def count(self, slot: int, tokens: list[int], prompt_len: int) -> None:
-        """Note a slot's first tokens, which no step feeds because their keys and values are in the cache."""
+        """Note the tokens that a slot's penalties must know: all there are at its admission; steps add what they sample."""
         for start in range(0, max(len(tokens), 1), COUNT_TOKENS):
             part = tokens[start : start + COUNT_TOKENS]
             padded = np.zeros(COUNT_TOKENS, np.int32)
@@ -137,7 +155,9 @@ class Executor:
         tokens = sum(row.count for row in plan.rows)
         bucket = self.buckets.fit(tokens=tokens, rows=len(plan.rows), decode=plan.decode)
         packed = self._layout(bucket).pack(plan)
-        self.pages, self.state, sampled = self._compiled[bucket](self.params, self.pages, self.state, packed)
+        self.pages, logits, rows = self._models[bucket](self.params, self.pages, self.state.last_token, packed)
+        extent = Extent.most(row.sequence.extent for row in plan.rows if row.samples)
+        self.state, sampled = self._samplers[extent, bucket.sampler_rows](self.state, logits, rows)
         logprobs = any(row.sequence.request.config.logprobs is not None for row in plan.rows)
         step = LaunchedStep(plan, sampled, wanted=sampled._fields if logprobs else ("tokens",))
         for name in step.wanted:

@@ -1,5 +1,6 @@
 """Sizes an engine's cache: weights and step buffers first, then a share of what is left."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -11,9 +12,10 @@ from jaxdeploy.config.engine import EngineConfig
 from jaxdeploy.engine.batch import StepLayout
 from jaxdeploy.engine.buckets import Bucket
 from jaxdeploy.engine.limits import Limits
-from jaxdeploy.engine.step import lower_step
+from jaxdeploy.engine.step import lower_model, lower_sampler
 from jaxdeploy.errors import MemoryBudgetError
 from jaxdeploy.model.decoder import Decoder
+from jaxdeploy.sampling.extent import Extent
 from jaxdeploy.sampling.slots import SlotState
 
 CPU_POOL_BYTES = 2**30
@@ -63,20 +65,29 @@ def step_memory(
     model: Decoder, params: dict, options: EngineConfig, limits: Limits, buckets: tuple[Bucket, ...]
 ) -> int:
     """Most bytes that one of these buckets' steps needs for itself: temporaries, results that alias no input, code."""
+    config = model.config
     pages = jax.eval_shape(
         lambda: KVPages.create(
-            model.config, 1, page_size=limits.page_size, quant_policy=options.quant_policy, dtype=limits.dtype
+            config, 1, page_size=limits.page_size, quant_policy=options.quant_policy, dtype=limits.dtype
         )
     )
-    state = jax.eval_shape(lambda: SlotState.create(limits.batch_size + 1, model.config.vocab_size))
-    most = 0
-    for bucket in buckets:
-        layout = StepLayout(bucket, limits.table_width, limits.batch_size)
-        analysis = lower_step(model, layout, params, pages, state).compile().memory_analysis()
-        if analysis is None:
-            raise MemoryBudgetError(
-                f"this backend does not tell what the step {bucket} needs; set cache_max_entry_count to a number of pages"
-            )
-        results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-        most = max(most, analysis.temp_size_in_bytes + results + analysis.generated_code_size_in_bytes)
-    return most
+    state = jax.eval_shape(lambda: SlotState.create(limits.batch_size + 1, config.vocab_size))
+    layouts = [StepLayout(bucket, limits.table_width, limits.batch_size) for bucket in buckets]
+    models = [lower_model(model, layout, params, pages, state.last_token) for layout in layouts]
+    rows = max(bucket.sampler_rows for bucket in buckets)
+    samplers = [lower_sampler(extent, rows, config.vocab_size, state) for extent in (Extent.FILTER, Extent.ALL)]
+    with ThreadPoolExecutor() as pool:
+        compiled = list(pool.map(lambda lowered: lowered.compile(), models + samplers))
+    own = [_own_bytes(program) for program in compiled]
+    # A step's model may start while the sampler of the one before it still reads its logits.
+    return max(own[: len(models)]) + max(own[len(models) :]) + rows * config.vocab_size * 4
+
+
+def _own_bytes(program: jax.stages.Compiled) -> int:
+    analysis = program.memory_analysis()
+    if analysis is None:
+        raise MemoryBudgetError(
+            "this backend does not tell what a step needs; set cache_max_entry_count to a number of pages"
+        )
+    results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    return analysis.temp_size_in_bytes + results + analysis.generated_code_size_in_bytes

@@ -7,6 +7,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from jaxdeploy.config.generation import GenerationConfig
+from jaxdeploy.sampling.extent import Extent
 from jaxdeploy.text.detokenizer import IncrementalDetokenizer
 from jaxdeploy.text.stop_strings import StopStrings
 
@@ -97,6 +98,7 @@ class Sequence:
         rope_length: tokens that it can reach, fixed for its life.
         max_tokens: prompt and answer together end here.
         salt: see ``prefix_salt``.
+        extent: what it needs of the sampler.
         published: how many of its pages the prefix index knows. chain: what stands before the next one.
         cached_tokens: prompt tokens found in the cache at the first admission; None before it.
     """
@@ -112,6 +114,7 @@ class Sequence:
     detokenizer: IncrementalDetokenizer
     stops: StopStrings | None
     salt: Hashable = None
+    extent: Extent = Extent.ALL
     constraint: Constraint | None = None
     pending: int = 0
     computed: int = 0

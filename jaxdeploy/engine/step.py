@@ -1,47 +1,86 @@
-"""The compiled step: model, then sampler, on state that never leaves the device."""
+"""The two compiled programs of a step, on state that never leaves the device: the model, then the sampler.
 
-from collections.abc import Callable
+They are apart because they vary apart: the model by bucket, the sampler by number of rows and by what the rows ask for.
+"""
+
 from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int32
+from jaxtyping import Array, Float, Int32
 
 from jaxdeploy.cache.kv_pages import KVPages
 from jaxdeploy.engine.batch import StepLayout
 from jaxdeploy.model.decoder import Decoder, next_logits, run_layers
+from jaxdeploy.sampling.extent import Extent
 from jaxdeploy.sampling.sampler import Sampled, sample
 from jaxdeploy.sampling.slots import SlotState
 
-Step = Callable[[dict, KVPages, SlotState, Array], tuple[KVPages, SlotState, Sampled]]
 
+def run_model(
+    model: Decoder,
+    layout: StepLayout,
+    params: dict,
+    pages: KVPages,
+    last_token: Int32[Array, " S"],
+    packed: Int32[Array, " size"],
+) -> tuple[KVPages, Float[Array, "R V"], Int32[Array, "3 R"]]:
+    """Feed the tokens of a packed plan.
 
-def run_step(
-    model: Decoder, layout: StepLayout, params: dict, pages: KVPages, state: SlotState, packed: Int32[Array, " size"]
-) -> tuple[KVPages, SlotState, Sampled]:
-    """Feed the tokens of a packed plan and sample the next token of each row (of interest only where the row samples)."""
+    Returns:
+        The pages, the scores after each row's last token, and (slot, whether it samples, tokens made) of each row. Of these rows
+        there are as many as a sampler has; those beyond the bucket's are padding.
+    """
     inputs = layout.unpack(packed)
     token_slots = jnp.take(inputs.slots, inputs.model.rows)
-    tokens = jnp.where(inputs.from_device, state.last_token[token_slots], inputs.model.tokens)
-    fed = replace(inputs.model, tokens=tokens)
-    state = state.count(token_slots, tokens, inputs.prompt, fed.valid)
+    fed = replace(inputs.model, tokens=jnp.where(inputs.from_device, last_token[token_slots], inputs.model.tokens))
     hidden, pages = run_layers(model, params, fed, pages)
     logits = next_logits(model, params, hidden[fed.last_tokens])
-    sampled = sample(logits, state, inputs.slots, inputs.made)
-    kept = jnp.where(inputs.samples, sampled.tokens, state.last_token[inputs.slots])
-    return pages, replace(state, last_token=state.last_token.at[inputs.slots].set(kept)), sampled
+    more = layout.bucket.sampler_rows - layout.bucket.rows
+    slots = jnp.pad(inputs.slots, (0, more), constant_values=layout.padding_slot)
+    rows = [slots, *(jnp.pad(part, (0, more)) for part in (inputs.samples.astype(jnp.int32), inputs.made))]
+    return pages, jnp.pad(logits, ((0, more), (0, 0))), jnp.stack(rows)
 
 
-def lower_step(
-    model: Decoder, layout: StepLayout, params: dict, pages: KVPages, state: SlotState
+def run_sampler(
+    extent: Extent, state: SlotState, logits: Float[Array, "B V"], rows: Int32[Array, "3 B"]
+) -> tuple[SlotState, Sampled]:
+    """Sample the next token of each row (of interest only where the row samples) and keep it for the next step."""
+    slots, samples, made = rows[0], rows[1] == 1, rows[2]
+    sampled = sample(logits, state, slots, made, extent=extent)
+    kept = jnp.where(samples, sampled.tokens, state.last_token[slots])
+    state = replace(state, last_token=state.last_token.at[slots].set(kept))
+    if extent is Extent.ALL:
+        state = state.count(slots, kept, jnp.zeros_like(samples), samples)
+    return state, sampled
+
+
+def lower_model(
+    model: Decoder, layout: StepLayout, params: dict, pages: KVPages, last_token: Array | jax.ShapeDtypeStruct
 ) -> jax.stages.Lowered:
-    """Lower the step of one bucket. Arguments may be arrays or ShapeDtypeStructs; pages and state are donated.
+    """Lower the model of one bucket. Arguments may be arrays or ShapeDtypeStructs; pages are donated.
 
     The compiled result can be called, can't be re-compiled, and tells what memory it needs (``memory_analysis``).
     """
 
-    def step(params, pages, state, packed):
-        return run_step(model, layout, params, pages, state, packed)
+    if layout.bucket.decode and jax.default_backend() == "gpu":
+        # Straight-line code is captured as one CUDA graph. A loop is launched kernel by kernel, and the host is slower than a
+        # layer of few tokens: measured on an H100, 15 us of host time an iteration of one kernel that takes 5 us.
+        model = model.clone(unroll=model.config.num_layers)
+
+    def step(params, pages, last_token, packed):
+        return run_model(model, layout, params, pages, last_token, packed)
 
     packed = jax.ShapeDtypeStruct((layout.size,), jnp.int32)
-    return jax.jit(step, donate_argnums=(1, 2)).lower(params, pages, state, packed)
+    return jax.jit(step, donate_argnums=1).lower(params, pages, last_token, packed)
+
+
+def lower_sampler(extent: Extent, batch: int, vocabulary: int, state: SlotState) -> jax.stages.Lowered:
+    """Lower the sampler for ``batch`` rows; as ``lower_model``, the state is donated."""
+
+    def step(state, logits, rows):
+        return run_sampler(extent, state, logits, rows)
+
+    logits = jax.ShapeDtypeStruct((batch, vocabulary), jnp.float32)
+    rows = jax.ShapeDtypeStruct((3, batch), jnp.int32)
+    return jax.jit(step, donate_argnums=0).lower(state, logits, rows)

@@ -11,11 +11,14 @@ from jaxdeploy.cache.kv_pages import KVPages
 from jaxdeploy.config.model import ModelConfig
 from jaxdeploy.engine.batch import StepLayout
 from jaxdeploy.engine.buckets import Bucket
-from jaxdeploy.engine.step import run_step
+from jaxdeploy.engine.step import run_model, run_sampler
 from jaxdeploy.model.decoder import Decoder, describe_parameters
+from jaxdeploy.sampling.extent import Extent
 from jaxdeploy.sampling.slots import SlotState
+from jaxdeploy.weights.tiled_tensor import tile_weights
 from pallas_kernels.int4_matmul import cases as matmul_cases
-from pallas_kernels.int4_matmul.api import int4_matmul
+from pallas_kernels.int4_matmul.api import int4_matmul, int4_matmul_tiles
+from pallas_kernels.int4_matmul.tiles import groups_per_tile, padded
 from pallas_kernels.kv_write.api import kv_write
 from pallas_kernels.paged_attention import cases as attention_cases
 from pallas_kernels.paged_attention.api import paged_decode, paged_prefill
@@ -54,6 +57,22 @@ def test_int4_matmul(case, rows):
         ints(),
     )
     assert f"-> (tensor<{rows}x{case.n}xbf16>" in text
+
+
+@pytest.mark.parametrize("rows", [1, 5, 16, 17, 64, 200, 256, 2048])
+@pytest.mark.parametrize("case", matmul_cases.CASES, ids=case_id)
+def test_int4_matmul_tiles(case, rows):
+    outputs, inputs = padded(case.n, case.k)
+    text = lower_for_cuda(
+        partial(int4_matmul_tiles, outputs=case.n, group_size=case.group_size, gated=case.name == "gate_up"),
+        struct((rows, case.k), jnp.bfloat16),
+        struct((LAYERS, outputs // 16, inputs // 128, 256), jnp.int32),
+        struct((LAYERS, outputs // 16, inputs // 128, groups_per_tile(case.group_size), 16), jnp.int32),
+        ints(),
+    )
+    width = case.n // 2 if case.name == "gate_up" else case.n
+    assert f"-> (tensor<{rows}x{width}xbf16>" in text
+    assert "mosaic_gpu" in text, "the kernel, not the reference"
 
 
 def pool(case) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct | None]:
@@ -109,7 +128,7 @@ LLAMA_3_8B = {
 AWQ = {"quant_method": "awq", "version": "gemm", "bits": 4, "group_size": 128, "zero_point": True}
 
 
-@pytest.mark.parametrize("bucket", [Bucket(64, 64, decode=True), Bucket(1024, 64, decode=False)], ids=str)
+@pytest.mark.parametrize("bucket", [Bucket(64, 64, True, 64), Bucket(1024, 48, False, 64)], ids=str)
 @pytest.mark.parametrize(
     ("quantization", "quant_policy"), [(None, 0), (AWQ, 8), (AWQ, 4)], ids=["bf16", "int4-kv8", "int4-kv4"]
 )
@@ -118,11 +137,20 @@ def test_step_of_llama_3_8b(quantization, quant_policy, bucket):
         LLAMA_3_8B if quantization is None else LLAMA_3_8B | {"quantization_config": quantization}
     )
     slots = 128
-    params = meta.unbox(describe_parameters(config, "bfloat16"))
+    params = jax.eval_shape(tile_weights, meta.unbox(describe_parameters(config, "bfloat16")))
     create = partial(KVPages.create, config, PAGES, quant_policy=quant_policy, dtype="bfloat16")
     pages, state = jax.eval_shape(create), jax.eval_shape(partial(SlotState.create, slots + 1, config.vocab_size))
     layout = StepLayout(bucket, table_width=WIDTH, padding_slot=slots)
-    step = partial(run_step, Decoder(config, "bfloat16"), layout)
-    text = lower_for_cuda(step, params, pages, state, ints(layout.size), donate=(1, 2))
-    donated = len(jax.tree.leaves((pages, state)))
-    assert text.count("tf.aliasing_output") == donated, "pages and sampler state are updated in place"
+    step = partial(run_model, Decoder(config, "bfloat16"), layout)
+    text = lower_for_cuda(step, params, pages, state.last_token, ints(layout.size), donate=(1,))
+    assert text.count("tf.aliasing_output") == len(jax.tree.leaves(pages)), "pages are updated in place"
+
+
+@pytest.mark.parametrize("extent", Extent)
+def test_sampler_of_llama_3_8b(extent):
+    state = jax.eval_shape(partial(SlotState.create, 129, 128256))
+    logits = jax.ShapeDtypeStruct((64, 128256), jnp.float32)
+    text = lower_for_cuda(partial(run_sampler, extent), state, logits, ints(3, 64), donate=(0,))
+    assert text.count("tf.aliasing_output") == len(jax.tree.leaves(state)), "the state is updated in place"
+    branches = text.count("stablehlo.case")
+    assert (branches > 0) == (extent is Extent.ALL), "a branch makes the host wait: only what is rare has any"

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxdeploy.config.generation import GenerationConfig
+from jaxdeploy.sampling.extent import Extent
 from jaxdeploy.sampling.sampler import Sampled, sample
 from jaxdeploy.sampling.slots import SlotOptions, SlotState
 
@@ -16,7 +17,7 @@ VOCAB, ROWS = 50, 16  # no multiple of the 32 bits of a mask's word
 SLOTS = ROWS + 1
 WORDS = 2
 
-jitted_sample = jax.jit(sample)
+jitted_sample = jax.jit(sample, static_argnames="extent")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ def sampling(**options) -> GenerationConfig:
     return GenerationConfig(**(plain | options))
 
 
-def run(rows: list[Row], logits: np.ndarray, slots: list[int] | None = None) -> Sampled:
+def run(rows: list[Row], logits: np.ndarray, slots: list[int] | None = None, extent: Extent = Extent.ALL) -> Sampled:
     """Sample a batch of up to ROWS rows; the rest is padding. Slots may lie in any order."""
     slots = list(range(len(rows)))[::-1] if slots is None else slots
     neutral = SlotOptions.of(GenerationConfig(), seed=0, stop_ids=())
@@ -59,7 +60,7 @@ def run(rows: list[Row], logits: np.ndarray, slots: list[int] | None = None) -> 
         row_slots[i], made[i] = slot, row.made
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *options)
     state = SlotState(stacked, in_prompt, in_answer, mask, has_mask, np.zeros(SLOTS, np.int32))
-    found = jax.device_get(jitted_sample(jnp.asarray(padded), jax.device_put(state), row_slots, made))
+    found = jax.device_get(jitted_sample(jnp.asarray(padded), jax.device_put(state), row_slots, made, extent=extent))
     return Sampled(*(part[: len(rows)] for part in found))
 
 
@@ -357,3 +358,26 @@ def test_logprobs_nobody_asked_for_are_zero():
     for part in (found.logprobs, found.top_tokens, found.top_logprobs):
         assert not part.any()
     assert found.top_tokens.shape == (2, 20)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_every_extent_that_suffices_gives_the_same_tokens(name):
+    rows, x = [replace(STAGES[name], seed=i) for i in range(ROWS)], random_logits(ROWS)
+    needed = Extent.of(STAGES[name].config, grammar=STAGES[name].allowed is not None)
+    found = {extent: run(rows, x, extent=extent).tokens.tolist() for extent in Extent if extent >= needed}
+    assert all(tokens == found[Extent.ALL] for tokens in found.values())
+    assert set(found) == set(Extent) - set(range(needed))
+
+
+def test_extent_of_a_batch_is_that_of_its_most_demanding_row():
+    assert Extent.most([]) is Extent.GREEDY
+    assert Extent.most([Extent.DRAW, Extent.ALL, Extent.GREEDY]) is Extent.ALL
+    needs = {
+        Extent.GREEDY: GenerationConfig(top_k=5, top_p=0.5),
+        Extent.DRAW: sampling(),
+        Extent.FILTER: sampling(min_p=0.1),
+        Extent.ALL: GenerationConfig(min_new_tokens=1),
+    }
+    assert {extent: Extent.of(config, grammar=False) for extent, config in needs.items()} == {e: e for e in needs}
+    assert Extent.of(GenerationConfig(), grammar=True) is Extent.ALL
+    assert Extent.of(GenerationConfig(logprobs=0), grammar=False) is Extent.ALL
