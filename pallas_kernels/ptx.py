@@ -132,14 +132,11 @@ def load_global(address: Int) -> Int:
     return Int(asm("ld.global.nc.u32 $0, [$1];", address, results=(i32(),))[0])
 
 
-def load_global_vector(address: Int) -> list[Int]:
-    """Four 32-bit words that no kernel writes while this one runs, past L1."""
-    text = "ld.global.nc.L1::no_allocate.v4.u32 {$0, $1, $2, $3}, [$4];"
-    return [Int(v) for v in asm(text, address, results=(i32(),) * 4)]
-
-
 def copy_async(shared: Int, address: Int, size: Int | None = None) -> None:
-    """16 bytes from global to shared memory past L1, part of this thread's open group; only ``size`` (0 or 16) are read, zeros for the rest."""
+    """16 bytes from global to shared memory past L1, part of this thread's open group.
+
+    Of them ``size`` (0 or 16) are read, the rest are zeros; None reads all.
+    """
     if size is None:
         asm("cp.async.cg.shared.global [$0], [$1], 16;", shared, address)
     else:
@@ -229,11 +226,3 @@ def pair_op(name: str, a: Int, b: Int, dtype: str) -> Int:
     """``sub`` or ``mul`` of two pairs of 16-bit floats."""
     kind = {"sub": f"sub.rn.{dtype}x2" if dtype == "bf16" else "sub.rn.f16x2", "mul": f"mul.rn.{dtype}x2"}[name]
     return Int(asm(f"{kind} $0, $1, $2;", a, b, results=(i32(),), pure=True)[0])
-
-
-def unpack_pair(pair: Int, dtype: str) -> list[ir.Value]:
-    """Both 16-bit floats of a word as float32, the low one first."""
-    if dtype == "bf16":
-        return [as_float(Int(arith.shli(pair.value, utils.c(16, i32())))), as_float(pair & 0xFFFF0000)]
-    text = "{ .reg .b16 l, h; mov.b32 {l, h}, $2; cvt.f32.f16 $0, l; cvt.f32.f16 $1, h; }"
-    return list(asm(text, pair, results=(f32(), f32()), pure=True))

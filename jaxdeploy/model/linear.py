@@ -13,20 +13,28 @@ from jaxdeploy.config.model import ModelConfig
 from jaxdeploy.errors import ConfigError
 from jaxdeploy.model.parameter import Source, described
 from jaxdeploy.weights.quant_tensor import QuantTensor
-from pallas_kernels.int4_matmul.api import int4_matmul
+from jaxdeploy.weights.tiled_tensor import TiledTensor
+from pallas_kernels.int4_matmul.api import int4_matmul, int4_matmul_tiles
+
+Weight = Array | QuantTensor | TiledTensor
 
 
-def linear(x: Float[Array, "*B D"], weight: Array | QuantTensor, layer: Int32[Array, ""]) -> Float[Array, "*B N"]:
-    """``x @ weight[layer].T`` in the dtype of x.
+def linear(x: Float[Array, "*B D"], weight: Weight, layer: Int32[Array, ""]) -> Float[Array, "*B N"]:
+    """``x @ weight[layer].T`` in the dtype of x; of a gated TiledTensor ``silu(gate) * up``, half as wide.
 
     Args:
         x: activations.
-        weight: [L, N, D] dense, or a QuantTensor stack.
+        weight: [L, N, D] dense, or an int4 stack in rows or tiles.
         layer: which layer; may be traced. A dense stack is sliced where XLA can fuse the slice, a packed one never.
     """
+    if isinstance(weight, QuantTensor | TiledTensor) and weight.perm is not None:
+        x = jnp.take(x, lax.dynamic_index_in_dim(weight.perm, layer, 0, keepdims=False), axis=-1)
+    if isinstance(weight, TiledTensor):
+        return int4_matmul_tiles(
+            x, weight.words, weight.meta, layer,
+            outputs=weight.outputs, group_size=weight.group_size, gated=weight.gated,
+        )  # fmt: skip
     if isinstance(weight, QuantTensor):
-        if weight.perm is not None:
-            x = jnp.take(x, lax.dynamic_index_in_dim(weight.perm, layer, 0, keepdims=False), axis=-1)
         return int4_matmul(x, weight.packed, weight.scale, weight.zero, layer, group_size=weight.group_size)
     matrix = lax.dynamic_index_in_dim(weight, layer, 0, keepdims=False)
     out = lax.dot_general(x, matrix, (((x.ndim - 1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
@@ -49,6 +57,7 @@ class StackedLinear(nn.Module):
     Attributes:
         modules: checkpoint modules that are joined along the outputs, e.g. q_proj, k_proj and v_proj.
         axes: logical names of (outputs, inputs).
+        gated: the first half of the outputs is a gate; the result is ``silu(gate) * up``.
     """
 
     config: ModelConfig
@@ -58,6 +67,7 @@ class StackedLinear(nn.Module):
     axes: tuple[str, str]
     bias: bool
     dtype: str
+    gated: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "*B D"], layer: Int32[Array, ""]) -> Float[Array, "*B N"]:
@@ -73,7 +83,11 @@ class StackedLinear(nn.Module):
                 _random_quant_tensor, layers=layers, outputs=self.outputs, inputs=self.inputs, dtype=dtype,
                 group_size=group_size, desc_act=quantization.desc_act,
             )  # fmt: skip
-            weight: Any = self.param("weight", described(init, source))
+            # The GPU's engine hands in tiles, which Flax would compare with the rows that init describes.
+            if self.has_variable("params", "weight"):
+                weight: Any = nn.meta.unbox(self.get_variable("params", "weight"))
+            else:
+                weight = self.param("weight", described(init, source))
         else:
             shape = (layers, self.outputs, self.inputs)
             weight = self.param("weight", described(nn.initializers.normal(0.02), source), shape, dtype)
@@ -82,4 +96,7 @@ class StackedLinear(nn.Module):
             source = Source(self.modules, "bias", ("layer", self.axes[0]), stacked=True)
             bias: Any = self.param("bias", described(nn.initializers.zeros, source), (layers, self.outputs), dtype)
             out = out + lax.dynamic_index_in_dim(bias, layer, 0, keepdims=False)
+        if self.gated and not (isinstance(weight, TiledTensor) and weight.gated):
+            gate, up = jnp.split(out, 2, axis=-1)
+            out = jax.nn.silu(gate) * up
         return out

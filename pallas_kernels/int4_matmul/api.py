@@ -1,12 +1,24 @@
-"""Shapes, errors and the choice of implementation of the int4 matmul."""
+"""Shapes, errors and the choice of implementation of the int4 matmul.
 
+There are two stored layouts: rows, as checkpoints are read (``int4_matmul``, for every platform), and tiles, which the GPU kernels
+read (``int4_matmul_tiles``).
+"""
+
+import warnings
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int32, UInt8
 
 from pallas_kernels.int4_matmul.reference import int4_matmul_reference
+from pallas_kernels.int4_matmul.tiles import from_tiles, padded, separate_strips
 
 IMPLEMENTATIONS = ("reference",)
+TILE_IMPLEMENTATIONS = ("warp", "wgmma", "reference")
+OLDEST_GPU = (8, 0)
+"""Compute capability of the warp kernel: bfloat16 mma and asynchronous copies. ``wgmma`` is (9, 0)'s alone."""
 
 
 def int4_matmul(
@@ -54,3 +66,123 @@ def int4_matmul(
         x.reshape(-1, k), of_layer(packed), of_layer(scale), of_layer(zero), group_size=group_size
     )
     return out.reshape(*x.shape[:-1], n)
+
+
+def int4_matmul_tiles(
+    x: Float[Array, "*batch K"],
+    words: Int32[Array, "L Ns Kb 256"],
+    meta: Int32[Array, "L Ns Kb Gt 16"],
+    layer: Int32[Array, ""] | int,
+    *,
+    outputs: int,
+    group_size: int,
+    gated: bool = False,
+    invariant: bool = False,
+    implementation: str | None = None,
+) -> Float[Array, "*batch N"]:
+    """Multiply activations with layer ``layer`` of a stack of int4 matrices stored as tiles.
+
+    Args:
+        x: activations, bfloat16 or float16 (float32 takes the reference).
+        words, meta: see ``tiles.to_tiles``.
+        layer: which matrix of the stack; may be traced.
+        outputs: N.
+        group_size: G.
+        gated: the strips are those of a gate and of what it gates in turn (``tiles.interleave_strips``); N counts both, and
+            ``silu(gate) * up``, N / 2 wide, is returned.
+        invariant: a token's result does not depend on the batch it is in, to the bit: one kernel for all M, cut the same way.
+        implementation: name one of TILE_IMPLEMENTATIONS to fail if it can't; None takes the fastest that can on this GPU.
+
+    Returns:
+        ``x @ w[layer].T`` in the dtype of x.
+
+    Raises:
+        ValueError: shapes that don't fit each other, an unknown implementation, or one that can't run this shape.
+    """
+    if implementation not in (None, *TILE_IMPLEMENTATIONS):
+        raise ValueError(f"{implementation=} is unknown; there are {TILE_IMPLEMENTATIONS}")
+    k = x.shape[-1]
+    strips, blocks = (size // part for size, part in zip(padded(outputs, k), (16, 128), strict=True))
+    if words.shape[1:] != (strips, blocks, 256) or meta.shape[:3] != words.shape[:3]:
+        raise ValueError(
+            f"{outputs} outputs and {k} inputs take tiles [L, {strips}, {blocks}, 256], found {words.shape} and {meta.shape}"
+        )
+    flat = x.reshape(-1, k)
+    layer = jnp.asarray(layer, jnp.int32)
+    reference = partial(_tiles_reference, outputs=outputs, group_size=group_size, gated=gated)
+    kernel = _tile_kernel(flat, outputs, group_size, gated, invariant, implementation)
+    if kernel is None:
+        out = reference(flat, words, meta, layer)
+    elif implementation is not None:
+        out = kernel(flat, words, meta, layer)
+    else:
+        out = lax.platform_dependent(flat, words, meta, layer, cuda=kernel, default=reference)
+    return out.reshape(*x.shape[:-1], outputs // 2 if gated else outputs)
+
+
+def _tiles_reference(x, words, meta, layer, *, outputs: int, group_size: int, gated: bool):
+    words, meta = (lax.dynamic_index_in_dim(a, layer, 0, keepdims=False) for a in (words, meta))
+    if gated:
+        words, meta = separate_strips(words), separate_strips(meta)
+    scale_type = x.dtype if x.dtype != jnp.float32 else jnp.float32
+    matrix = from_tiles(words, meta, outputs=outputs, inputs=x.shape[1], group_size=group_size, dtype=scale_type)
+    out = int4_matmul_reference(x, *matrix, group_size=group_size)
+    if gated:
+        gate, up = jnp.split(out, 2, axis=-1)
+        out = jax.nn.silu(gate) * up
+    return out
+
+
+def _tile_kernel(x, outputs: int, group_size: int, gated: bool, invariant: bool, implementation: str | None):
+    """The kernel as a function of (x, words, meta, layer), or None for the reference."""
+    if implementation == "reference" or x.dtype not in (jnp.bfloat16, jnp.float16):
+        if implementation in ("warp", "wgmma"):
+            raise ValueError(f"{implementation=} takes bfloat16 or float16 activations, found {x.dtype}")
+        return None
+    # Here, not above: on a machine without a GPU nobody pays for Mosaic.
+    from pallas_kernels.int4_matmul import choice
+    from pallas_kernels.int4_matmul.mosaic_warp import WarpConfig, int4_matmul_warp
+    from pallas_kernels.int4_matmul.mosaic_wgmma import int4_matmul_wgmma
+
+    capability = gpu_capability()
+    shape = choice.Shape(x.shape[0], x.shape[1], outputs, group_size)
+    wgmma = capability[0] == 9
+    if implementation == "wgmma" and not wgmma:
+        raise ValueError(f"{implementation=} needs a Hopper GPU; this one has compute capability {capability}")
+    if capability < OLDEST_GPU:
+        warnings.warn(
+            f"int4 matmuls run de-quantized: compute capability {capability} is older than {OLDEST_GPU}", stacklevel=3
+        )
+        return None
+    if invariant:
+        config = choice.invariant_config(shape) if wgmma else None
+    elif implementation == "warp":
+        config = choice.warp_rule(shape, gated)
+    elif implementation == "wgmma":
+        config = choice.wgmma_rule(shape)
+    else:
+        config = choice.choose(shape, gated=gated, wgmma=wgmma)
+    if config is None:
+        if implementation is not None:
+            raise ValueError(f"{implementation=} can't run {shape}")
+        return None
+
+    def run(x, words, meta, layer):
+        number = layer.reshape(1)
+        if isinstance(config, WarpConfig):
+            return int4_matmul_warp(x, words, meta, number, outputs=outputs, config=config, gated=gated)
+        out = int4_matmul_wgmma(x, words, meta, number, outputs=outputs, config=config)
+        if gated:
+            pairs = out.reshape(x.shape[0], outputs // 32, 2, 16)
+            out = (jax.nn.silu(pairs[:, :, 0]) * pairs[:, :, 1]).reshape(x.shape[0], outputs // 2)
+        return out
+
+    return run
+
+
+def gpu_capability() -> tuple[int, int]:
+    """Of this process's GPU; Hopper's where it has none, so that a machine without one lowers what an H100 runs."""
+    if jax.default_backend() != "gpu":
+        return (9, 0)
+    major, minor = str(jax.devices()[0].compute_capability).split(".")
+    return (int(major), int(minor))

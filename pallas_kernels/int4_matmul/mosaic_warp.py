@@ -1,7 +1,7 @@
 """Int4 matmul for few tokens: the time is the time to read the weights.
 
-A block owns ``16 * strips`` outputs and all inputs. Each of its warps owns every ``warps``-th tile row of inputs and runs a pipeline
-of its own; no warp waits for another before the end:
+A block owns ``16 * strips`` outputs and all inputs. Each of its warps owns every ``warps``-th block of 128 inputs and runs a
+pipeline of its own; no warp waits for another before the end:
 
     each warp   cp.async   tiles, scales and x of its inputs into its part of a ring in shared memory, ``stages`` deep
                 mma        nibbles become 128 + q (bfloat16) or 1024 + q (float16) with one lop3 for two weights;
@@ -9,17 +9,19 @@ of its own; no warp waits for another before the end:
                 fma        once for each tile: accumulator += scale * (products - (128 + zero) * sum of x)
     all warps   add their accumulators through shared memory, apply the epilogue, write the outputs
 
-So neither scale nor zero point costs an instruction per weight, and a weight byte crosses the chip once. The sum of x over a group is
-one more mma with a matrix of ones, shared by all strips.
+So neither scale nor zero point costs an instruction per weight, and a weight byte crosses the chip once. The sum of x over a
+group is one more mma with a matrix of ones, shared by all strips. Every instruction is one of compute capability 8.0.
 """
 
 import functools
+import math
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 from jax.experimental.mosaic.gpu import utils
 from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxlib.mlir.dialects import arith
 from jaxtyping import Array, Float, Int32
 
 from pallas_kernels import ptx
@@ -27,6 +29,10 @@ from pallas_kernels.int4_matmul.tiles import BLOCK, STRIP
 
 TILE_BYTES = STRIP * BLOCK // 2
 MAX_SHARED = 227 * 1024
+COMPILER_PARAMS = plgpu.CompilerParams(
+    approx_math=True, unsafe_no_auto_barriers=True, lowering_semantics=plgpu.LoweringSemantics.Lane
+)
+"""Code of single threads (Lane); barriers are where the code says."""
 _TOKENS = 8
 _ZERO_BYTES = BLOCK * 2
 
@@ -38,16 +44,14 @@ class WarpConfig:
     Attributes:
         strips: strips of 16 outputs that a block owns.
         warps: warps of a block, a multiple of 4; they split the inputs.
-        stages: tile rows that a warp holds or has under way.
+        stages: blocks of inputs that a warp holds or has under way.
         blocks: at most so many blocks, each of which walks over several tiles without draining its ring; 0: one tile each.
-        early: be launched while the kernel before still runs (programmatic dependent launch); only the set-up precedes its end.
     """
 
     strips: int
     warps: int
     stages: int
     blocks: int = 0
-    early: bool = False
 
     def grid(self, all_strips: int) -> tuple[int, int]:
         """Blocks, and tiles that each walks over."""
@@ -83,15 +87,38 @@ def int4_matmul_warp(
     *,
     outputs: int,
     config: WarpConfig,
+    gated: bool = False,
 ) -> Float[Array, "M N"]:
-    """``x @ w[layer].T`` for tiles as ``tiles.to_tiles`` writes them, accumulated in float32; ``outputs`` is N, even."""
-    return _call(x.shape[0], x.shape[1], outputs, words.shape, meta.shape[3], jnp.dtype(x.dtype).name, config)(
-        x, words.reshape(-1), meta.reshape(-1), layer
-    )
+    """``x @ w[layer].T`` for tiles as ``tiles.to_tiles`` writes them, accumulated in float32.
+
+    Args:
+        x: bfloat16 or float16.
+        words, meta: stacks of layers.
+        layer: which.
+        outputs: N, even.
+        config: how the work is cut; an even number of strips if ``gated``.
+        gated: the stored strips take turns, 16 outputs of a gate and 16 of what it gates; returns ``silu(gate) * up``, N / 2 wide.
+
+    Raises:
+        ValueError: a config that doesn't fit into shared memory, or an odd number of strips with ``gated``.
+    """
+    if gated and config.strips % 2:
+        raise ValueError(f"{config.strips=} must be even: a gate and what it gates lie in neighbouring strips")
+    call = _call(x.shape[0], x.shape[1], outputs, words.shape, meta.shape[3], jnp.dtype(x.dtype).name, config, gated)
+    return call(x, words.reshape(-1), meta.reshape(-1), layer)
 
 
 @functools.lru_cache(maxsize=512)
-def _call(m: int, k: int, outputs: int, words_shape: tuple[int, ...], groups: int, dtype: str, config: WarpConfig):
+def _call(
+    m: int,
+    k: int,
+    outputs: int,
+    words_shape: tuple[int, ...],
+    groups: int,
+    dtype: str,
+    config: WarpConfig,
+    gated: bool,
+):
     _, all_strips, blocks, _ = words_shape
     grid, rounds = config.grid(all_strips)
     shared = config.shared_bytes(m, groups, rounds)
@@ -99,14 +126,14 @@ def _call(m: int, k: int, outputs: int, words_shape: tuple[int, ...], groups: in
         raise ValueError(f"{config} takes {shared} bytes of shared memory for {m} tokens, there are {MAX_SHARED}")
 
     def body(x, words, meta, layer, out, ring):
-        if config.early:
-            plgpu.griddepcontrol_launch_dependents()
         refs = (plgpu.RefType(),) * 6
 
         @plgpu.inline_mgpu(arg_types=refs)
         def emit(ctx, x, words, meta, layer, out, ring):
             del ctx
-            _Emitter(m, k, outputs, all_strips, blocks, groups, dtype, config).emit(x, words, meta, layer, out, ring)
+            _Emitter(m, k, outputs, all_strips, blocks, groups, dtype, config, gated).emit(
+                x, words, meta, layer, out, ring
+            )
 
         emit(x, words, meta, layer, out, ring)
 
@@ -114,13 +141,13 @@ def _call(m: int, k: int, outputs: int, words_shape: tuple[int, ...], groups: in
     return jax.jit(
         plgpu.kernel(
             body,
-            out_type=jax.ShapeDtypeStruct((m, outputs), dtype),
+            out_type=jax.ShapeDtypeStruct((m, outputs // 2 if gated else outputs), dtype),
             scratch_types=[plgpu.SMEM((shared // 4,), jnp.int32)],
             grid=(grid,),
             grid_names=("tile",),
             num_threads=config.warps // 4,
             thread_name="warpgroup",
-            compiler_params=plgpu.CompilerParams(approx_math=True, unsafe_no_auto_barriers=True, lowering_semantics=plgpu.LoweringSemantics.Lane),
+            compiler_params=COMPILER_PARAMS,
         )
     )
 
@@ -128,9 +155,9 @@ def _call(m: int, k: int, outputs: int, words_shape: tuple[int, ...], groups: in
 class _Emitter:
     """Writes the code of one thread; the fields are known when the kernel is compiled."""
 
-    def __init__(self, m, k, outputs, all_strips, blocks, groups, dtype, config: WarpConfig):
+    def __init__(self, m, k, outputs, all_strips, blocks, groups, dtype, config: WarpConfig, gated: bool):
         self.m, self.k, self.outputs, self.all_strips, self.blocks = m, k, outputs, all_strips, blocks
-        self.groups, self.config = groups, config
+        self.groups, self.config, self.gated = groups, config, gated
         self.grid, self.rounds = config.grid(all_strips)
         self.token_tiles = -(-m // _TOKENS)
         self.rows = self.token_tiles * _TOKENS
@@ -153,9 +180,6 @@ class _Emitter:
         self.stage_0 = ring + self.warp * (config.stages * self.stage_bytes)
         exchange = ring if self.rounds == 1 else ring + config.ring_bytes(self.m, self.groups)
         self._clear_padding()
-        if config.early:
-            # Everything this kernel reads, the layer's number too, may have been written by a kernel that still runs.
-            ptx.asm("griddepcontrol.wait;")
         number = ptx.load_global(ptx.global_address(layer)).wide()
         self.words = ptx.global_address(words) + number * (self.all_strips * self.blocks * TILE_BYTES)
         self.meta = ptx.global_address(meta) + number * (self.all_strips * self.blocks * self.meta_bytes)
@@ -198,7 +222,7 @@ class _Emitter:
     def _stage(self, position: ptx.Int) -> ptx.Int:
         return self.stage_0 + (position % self.config.stages) * self.stage_bytes
 
-    def _tile_row(self, position: ptx.Int) -> ptx.Int:
+    def _input_block(self, position: ptx.Int) -> ptx.Int:
         """This warp's 128 inputs at a position of its walk; may lie past the last."""
         return position % self.steps * self.config.warps + self.warp
 
@@ -212,9 +236,9 @@ class _Emitter:
             ptx.store_shared(self.zeros + self.lane * 8, zero, zero)
 
     def _fetch_weights(self, position: ptx.Int) -> None:
-        """Start the copies of this warp's tiles; past the last tile row or strip, zeros."""
+        """Start the copies of this warp's tiles; past the last input block or strip, zeros."""
         config = self.config
-        block, stage = self._tile_row(position), self._stage(position)
+        block, stage = self._input_block(position), self._stage(position)
         first_strip = self._first_strip(position // self.steps)
         whole = self.blocks % config.warps == 0
         all_whole = self.all_strips == config.strips * self.grid * self.rounds
@@ -225,7 +249,7 @@ class _Emitter:
                 inside = block < self.blocks
             if not all_whole:
                 in_strips = number < self.all_strips
-                inside = in_strips if inside is None else utils.arith.andi(inside, in_strips)
+                inside = in_strips if inside is None else arith.andi(inside, in_strips)
             size = None if inside is None else ptx.constant(16).select(inside, 0)
             tile = number * self.blocks + block
             if inside is not None:
@@ -242,8 +266,8 @@ class _Emitter:
                 )
 
     def _fetch_x(self, position: ptx.Int) -> None:
-        """Start the copies of 128 inputs of all tokens: rows of 256 bytes, 16-byte pieces exchanged by row so that ldmatrix finds 8 banks."""
-        block = self._tile_row(position)
+        """Start the copies of 128 inputs of all tokens: rows of 256 bytes, pieces exchanged by row for ldmatrix's sake (banks)."""
+        block = self._input_block(position)
         base = self._stage(position) + self._x_offset()
         pieces = self.m * (BLOCK // 8)
         exact = self.blocks % self.config.warps == 0 and self.k % BLOCK == 0
@@ -256,7 +280,7 @@ class _Emitter:
             if not exact:
                 inside = column < self.k
                 size = ptx.constant(16).select(inside, 0)
-                source = ptx.Int(utils.arith.select(inside, source.value, self.x.value))
+                source = ptx.Int(arith.select(inside, source.value, self.x.value))
             target = base + (row * (BLOCK * 2) + (piece ^ (row % 8)) * 16)
             if 32 * (i + 1) <= pieces:
                 ptx.copy_async(target, source, size)
@@ -304,10 +328,13 @@ class _Emitter:
                     scales.append(ptx.as_float(word & 0xFFFFFFF0))
                     # 2^23 + zero as float32, less 2^23 - bias: minus (bias + zero), exactly.
                     number = ptx.as_float(ptx.and_or(word, 0xF, 0x4B000000))
-                    zeros.append(utils.arith.subf(utils.c(8388608.0 - self.bias, ptx.f32()), number))
+                    zeros.append(arith.subf(utils.c(8388608.0 - self.bias, ptx.f32()), number))
                 products = [[zero] * 4 for _ in range(self.token_tiles)]
                 for s in range(group * per_group, (group + 1) * per_group):
-                    a = [ptx.and_or(words[s] if i == 0 else words[s] >> (4 * i), 0x000F000F, self.magic) for i in range(4)]
+                    a = [
+                        ptx.and_or(words[s] if i == 0 else words[s] >> (4 * i), 0x000F000F, self.magic)
+                        for i in range(4)
+                    ]
                     for tile in range(self.token_tiles):
                         products[tile] = ptx.mma(a, operands[tile][s], products[tile], self.mma_dtype)
                 for tile in range(self.token_tiles):
@@ -334,26 +361,42 @@ class _Emitter:
                             ptx.store_shared(ring + place * 4, value)
 
     def _write(self, ring: ptx.Int, thread: ptx.Int, first_strip: ptx.Int, out: ptx.Int) -> None:
-        """Add up the warps, two neighbouring outputs a thread."""
-        config = self.config
-        threads, pairs = config.warps * 32, config.strips * STRIP // 2
+        """Add up the warps and apply the gate; two neighbouring outputs a thread."""
+        config, row_floats = self.config, _row_floats(self.config.strips)
+        threads, width = config.warps * 32, self.outputs // (1 + self.gated)
+        pairs = config.strips * STRIP // 2 // (1 + self.gated)
         total = self.m * pairs
-        row_floats = _row_floats(config.strips)
         for i in range(-(-total // threads)):
             index = thread + i * threads
             token, pair = index // pairs, index % pairs
-            column = first_strip * STRIP + pair * 2
-            inside = column < self.outputs
+            column = first_strip * (STRIP // (1 + self.gated)) + pair * 2
+            inside = column < width
             if (i + 1) * threads > total:
-                inside = utils.arith.andi(inside, index < total)
+                inside = arith.andi(inside, index < total)
             with utils.when(inside):
-                place = ring + (token * row_floats + pair * 2) * 4
-                low = high = None
-                for warp in range(config.warps):
-                    pair_bits = ptx.load_shared(place + warp * (self.m * row_floats * 4), 2)
-                    values = [ptx.as_float(bits) for bits in pair_bits]
-                    low = values[0] if low is None else utils.arith.addf(low, values[0])
-                    high = values[1] if high is None else utils.arith.addf(high, values[1])
-                word = ptx.pack_pair(low, high, self.mma_dtype)
-                address = out + (token * self.outputs + column).wide() * 2
-                ptx.asm("st.global.b32 [$0], $1;", address, word)
+                # Of a gated pair of strips the gate's 16 columns come first.
+                at = pair // 8 * (2 * STRIP) + pair % 8 * 2 if self.gated else pair * 2
+                values = self._sum_of_warps(ring + (token * row_floats + at) * 4)
+                if self.gated:
+                    ups = self._sum_of_warps(ring + (token * row_floats + at + STRIP) * 4)
+                    values = [arith.mulf(_silu(gate), up) for gate, up in zip(values, ups, strict=True)]
+                address = out + (token * width + column).wide() * 2
+                ptx.asm("st.global.b32 [$0], $1;", address, ptx.pack_pair(*values, self.mma_dtype))
+
+    def _sum_of_warps(self, place: ptx.Int) -> list:
+        totals = None
+        for warp in range(self.config.warps):
+            bits = ptx.load_shared(place + warp * (self.m * _row_floats(self.config.strips) * 4), 2)
+            values = [ptx.as_float(b) for b in bits]
+            totals = values if totals is None else [arith.addf(t, v) for t, v in zip(totals, values, strict=True)]
+        assert totals is not None
+        return totals
+
+
+def _silu(x):
+    """``x / (1 + exp(-x))``, float32."""
+    exponent = arith.mulf(x, utils.c(-math.log2(math.e), ptx.f32()))
+    [power] = ptx.asm("ex2.approx.f32 $0, $1;", exponent, results=(ptx.f32(),), pure=True)
+    below = arith.addf(power, utils.c(1.0, ptx.f32()))
+    [inverse] = ptx.asm("rcp.approx.f32 $0, $1;", below, results=(ptx.f32(),), pure=True)
+    return arith.mulf(x, inverse)

@@ -6,8 +6,8 @@ A block owns ``64 * rows`` outputs and ``tokens`` tokens, and walks over its inp
     ``rows`` warpgroups   tiles of 64 outputs to bfloat16 (or float16) in registers, (q - zero) * scale, while the tensor cores
                           multiply the 128 inputs before with x, which they read from shared memory; then wait and free the stage
 
-The result is [output, token] in registers; it is transposed on its way through shared memory. With ``split`` > 1 the inputs are cut,
-each part writes float32 and XLA adds the parts.
+The result is [output, token] in registers; it is transposed on its way through shared memory. With ``split`` > 1 the inputs
+are cut, each part writes float32 and XLA adds the parts.
 """
 
 import functools
@@ -26,9 +26,9 @@ from jaxlib.mlir.dialects import llvm
 from jaxtyping import Array, Float, Int32
 
 from pallas_kernels import ptx
+from pallas_kernels.int4_matmul.mosaic_warp import COMPILER_PARAMS, MAX_SHARED
 from pallas_kernels.int4_matmul.tiles import BLOCK, STRIP
 
-MAX_SHARED = 227 * 1024
 _REGISTERS = {1: 232, 2: 240, 3: 160, 4: 112}
 """Registers of a thread of so many computing warpgroups, what ``setmaxnreg`` can give beside a memory warpgroup of 24."""
 _SWIZZLED = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
@@ -67,17 +67,19 @@ def int4_matmul_wgmma(
     config: WgmmaConfig,
 ) -> Float[Array, "M N"]:
     """``x @ w[layer].T`` for tiles as ``tiles.to_tiles`` writes them, accumulated in float32; ``outputs`` is N."""
-    m = x.shape[0]
-    out = _call((-(-m // config.tokens) * config.tokens, *x.shape[1:]), outputs, words.shape, meta.shape[3], jnp.dtype(x.dtype).name, config)(
-        jnp.pad(x, ((0, -m % config.tokens), (0, 0))), words, meta, layer
-    )
+    m, k = x.shape
+    filled = -(-m // config.tokens) * config.tokens
+    call = _call((filled, k), outputs, words.shape, meta.shape[3], jnp.dtype(x.dtype).name, config)
+    out = call(jnp.pad(x, ((0, filled - m), (0, 0))), words, meta, layer)
     if config.split > 1:
         return out.sum(axis=0).astype(x.dtype)[:m]
     return out[0, :m]
 
 
 @functools.lru_cache(maxsize=512)
-def _call(x_shape: tuple[int, int], outputs: int, words_shape: tuple[int, ...], groups: int, dtype: str, config: WgmmaConfig):
+def _call(
+    x_shape: tuple[int, int], outputs: int, words_shape: tuple[int, ...], groups: int, dtype: str, config: WgmmaConfig
+):
     (m, _), (_, all_strips, blocks, _) = x_shape, words_shape
     rows, tokens, stages, split = config.rows, config.tokens, config.stages, config.split
     shared = config.shared_bytes(groups)
@@ -169,19 +171,19 @@ def _call(x_shape: tuple[int, int], outputs: int, words_shape: tuple[int, ...], 
         plgpu.kernel(
             body,
             out_type=jax.ShapeDtypeStruct((split, m, outputs), out_dtype),
-            scratch_types=dict(
-                xs=plgpu.SMEM((stages, 2, tokens, 64), dtype, transforms=_SWIZZLED),
-                ws=plgpu.SMEM((stages, strips, STRIP * BLOCK // 8), jnp.int32),
-                ms=plgpu.SMEM((stages, strips, groups, STRIP), jnp.int32),
-                full=plgpu.Barrier(num_arrivals=4, num_barriers=stages),
-                empty=plgpu.Barrier(num_arrivals=rows, num_barriers=stages),
-                done=plgpu.Barrier(num_arrivals=rows),
-            ),
+            scratch_types={
+                "xs": plgpu.SMEM((stages, 2, tokens, 64), dtype, transforms=_SWIZZLED),
+                "ws": plgpu.SMEM((stages, strips, STRIP * BLOCK // 8), jnp.int32),
+                "ms": plgpu.SMEM((stages, strips, groups, STRIP), jnp.int32),
+                "full": plgpu.Barrier(num_arrivals=4, num_barriers=stages),
+                "empty": plgpu.Barrier(num_arrivals=rows, num_barriers=stages),
+                "done": plgpu.Barrier(num_arrivals=rows),
+            },
             grid=(-(-all_strips // strips), m // tokens, split),
             grid_names=("outputs", "tokens", "part"),
             num_threads=rows + 1,
             thread_name="warpgroup",
-            compiler_params=plgpu.CompilerParams(approx_math=True, unsafe_no_auto_barriers=True, lowering_semantics=plgpu.LoweringSemantics.Lane),
+            compiler_params=COMPILER_PARAMS,
         )
     )
 
@@ -235,7 +237,9 @@ def _zeros(tokens: int):
 
 
 def _multiply(acc, w, x_low, x_high, dtype: str):
-    """Start ``acc + w @ x.T``, 64 inputs of x at a time: one commit group of eight wgmma; until it is waited for, acc may not be touched.
+    """Start ``acc + w @ x.T``, 64 inputs of x at a time: one commit group of eight wgmma.
+
+    Until it is waited for, acc may not be touched.
 
     All eight are one piece of assembly. Written as eight, the compiler puts moves of operands between them, and ptxas then
     runs them one after the other (its message C7513).

@@ -93,3 +93,25 @@ def from_tiles(
     bits = bits[:: group_size * meta.shape[2] // BLOCK][: inputs // group_size, :outputs]
     scale = lax.bitcast_convert_type(bits & _SCALE_BITS, jnp.float32).astype(dtype)
     return packed, scale, (bits & 0xF).astype(jnp.uint8)
+
+
+def interleave_strips(stack: Array, axis: int = 0) -> Array:
+    """Strips of two matrices joined along the outputs, one of each in turn: what the gated kernel reads.
+
+    Raises:
+        ValueError: an odd number of strips.
+    """
+    return _reshuffle(stack, axis, 2, -1)
+
+
+def separate_strips(stack: Array, axis: int = 0) -> Array:
+    """The inverse of ``interleave_strips``."""
+    return _reshuffle(stack, axis, -1, 2)
+
+
+def _reshuffle(stack: Array, axis: int, first: int, second: int) -> Array:
+    count = stack.shape[axis]
+    if count % 2:
+        raise ValueError(f"{count} strips can't be two matrices of as many strips each")
+    shape = (*stack.shape[:axis], first, second, *stack.shape[axis + 1 :])
+    return jnp.swapaxes(stack.reshape(shape), axis, axis + 1).reshape(stack.shape)

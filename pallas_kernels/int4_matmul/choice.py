@@ -1,0 +1,136 @@
+"""Which kernel, cut how, for a shape: a table of measurements, and rules where it has no entry near."""
+
+import functools
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+
+from pallas_kernels.int4_matmul.mosaic_warp import MAX_SHARED, WarpConfig
+from pallas_kernels.int4_matmul.mosaic_wgmma import WgmmaConfig
+from pallas_kernels.int4_matmul.tiles import BLOCK, STRIP, groups_per_tile, padded
+
+Config = WarpConfig | WgmmaConfig
+KINDS: dict[str, type[WarpConfig] | type[WgmmaConfig]] = {"warp": WarpConfig, "wgmma": WgmmaConfig}
+MULTIPROCESSORS = 132
+"""Of an H100 or H200; the rules aim at one block for each."""
+MOST_WARP_TOKENS = 32
+_NEAR = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A matmul: M tokens, K inputs, N outputs, and scales for each ``group_size`` inputs."""
+
+    m: int
+    k: int
+    n: int
+    group_size: int
+
+    @property
+    def strips(self) -> int:
+        """Strips of 16 outputs."""
+        return padded(self.n, self.k)[0] // STRIP
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of 128 inputs."""
+        return padded(self.n, self.k)[1] // BLOCK
+
+
+def choose(shape: Shape, *, gated: bool = False, wgmma: bool = True) -> Config | None:
+    """The kernel for a shape on the GPU of this process, or on an H100 if it has none.
+
+    Args:
+        gated: strips come in pairs.
+        wgmma: the GPU has it (Hopper).
+
+    Returns:
+        None where no kernel serves: many tokens without wgmma.
+    """
+    entry = _nearest(shape, _table(device_name())) if wgmma else None
+    if entry is not None and fits(entry, shape, gated):
+        return entry
+    if shape.m <= MOST_WARP_TOKENS:
+        config = warp_rule(shape, gated)
+        if config is not None and (shape.m <= 16 or not wgmma or shape.strips <= 2 * MULTIPROCESSORS):
+            return config
+    return wgmma_rule(shape) if wgmma else None
+
+
+def fits(config: Config, shape: Shape, gated: bool) -> bool:
+    """Can this kernel run this shape?"""
+    groups = groups_per_tile(shape.group_size)
+    if isinstance(config, WgmmaConfig):
+        return config.shared_bytes(groups) <= MAX_SHARED and config.split <= shape.blocks
+    _, rounds = config.grid(shape.strips)
+    shared = config.shared_bytes(shape.m, groups, rounds)
+    return shape.m <= MOST_WARP_TOKENS and shared <= MAX_SHARED and not (gated and config.strips % 2)
+
+
+def warp_rule(shape: Shape, gated: bool) -> WarpConfig | None:
+    """One block for each multiprocessor if its strips are few; else small tiles that each block walks over."""
+    share = -(-shape.strips // MULTIPROCESSORS)
+    if gated:
+        share += share % 2
+    candidates = []
+    if share <= 4:
+        candidates += [WarpConfig(share, warps, stages) for warps in (8, 4) for stages in (4, 3, 2)]
+    cuts = [(2, 16, 3)] if shape.m <= 8 else []
+    cuts += [(4, 8, 2), (2, 8, 3), (2, 8, 2), (2, 4, 3), (2, 4, 2)]
+    candidates += [WarpConfig(*cut, blocks=MULTIPROCESSORS) for cut in cuts]
+    return next((config for config in candidates if fits(config, shape, gated)), None)
+
+
+def wgmma_rule(shape: Shape) -> WgmmaConfig:
+    """Many outputs a block for few tokens, many tokens a block for many; inputs cut until every multiprocessor has a block."""
+    groups = groups_per_tile(shape.group_size)
+    tokens = next((t for t in (8, 16, 32, 64, 128) if shape.m <= t), 256)
+    rows = 4 if tokens <= 64 else 2
+    tiles = -(-shape.strips // (4 * rows)) * -(-shape.m // tokens)
+    if tokens == 256 and tiles < MULTIPROCESSORS // 2:
+        tokens, tiles = 128, -(-shape.strips // 8) * -(-shape.m // 128)
+    split = max(1, min(MULTIPROCESSORS // tiles, shape.blocks // 4))
+    stages = next(s for s in (6, 5, 4, 3, 2) if WgmmaConfig(rows, tokens, s, split).shared_bytes(groups) <= MAX_SHARED)
+    return WgmmaConfig(rows, tokens, stages, split)
+
+
+def invariant_config(shape: Shape) -> WgmmaConfig:
+    """A kernel whose order of additions depends on N and K alone, so that a token's result doesn't depend on the batch."""
+    tokens = next((t for t in (8, 16, 32, 64) if shape.m <= t), 64)
+    split = max(1, min(MULTIPROCESSORS // -(-shape.strips // 16), shape.blocks // 4))
+    return WgmmaConfig(4, tokens, 3, split)
+
+
+def device_name() -> str:
+    """Of the table: ``h100``, ``h200``, or the GPU's own name; ``h100`` on a machine that has none."""
+    if jax.default_backend() != "gpu":
+        return "h100"
+    kind = jax.devices()[0].device_kind.lower()
+    return next((name for name in ("h100", "h200") if name in kind), kind.replace(" ", "-"))
+
+
+@functools.cache
+def _table(device: str) -> tuple[tuple[Shape, Config], ...]:
+    path = Path(__file__).with_name("tuned") / f"{device}.json"
+    if not path.is_file():
+        return ()
+    entries = json.loads(path.read_text(encoding="utf-8"))["entries"]
+    return tuple((Shape(e["m"], e["k"], e["n"], e["group_size"]), KINDS[e["kernel"]](**e["config"])) for e in entries)
+
+
+def _nearest(shape: Shape, table: tuple[tuple[Shape, Config], ...]) -> Config | None:
+    """The entry of the closest N and K, near enough, for at least as many tokens."""
+    best, best_distance = None, None
+    for other, config in table:
+        if other.group_size != shape.group_size or other.m < min(shape.m, 2048):
+            continue
+        apart = abs(math.log2(other.n / shape.n)) + abs(math.log2(other.k / shape.k))
+        if apart > _NEAR:
+            continue
+        distance = (apart, other.m)
+        if best_distance is None or distance < best_distance:
+            best, best_distance = config, distance
+    return best
