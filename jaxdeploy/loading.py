@@ -21,6 +21,8 @@ from jaxdeploy.engine.limits import Limits
 from jaxdeploy.engine.request import TokenLogprobs
 from jaxdeploy.engine.runner import EngineRunner
 from jaxdeploy.engine.scoring import Scorer
+from jaxdeploy.kv_rotation import fit_rotation, with_rotation
+from jaxdeploy.model.decoder import Decoder
 from jaxdeploy.text.chat_template import ChatTemplate
 from jaxdeploy.text.chat_template_choice import choose_chat_template
 from jaxdeploy.text.gguf_tokenizer import tokenizer_from_gguf
@@ -98,13 +100,14 @@ def load_engine(
     options = options or EngineConfig()
     runtime.set_compile_cache(options.compile_cache)
     path = demo_model_path() if model is None else Path(model)
-    with closing(open_checkpoint(path, model_format=options.model_format)) as checkpoint:
+    with closing(with_rotation(open_checkpoint(path, model_format=options.model_format), options)) as checkpoint:
         config = checkpoint.config
         tokenizer = tokenizer_of(checkpoint)
         template = choose_chat_template(config.family, tokenizer, chat_template)
         limits = Limits.resolve(options, config, platform=jax.devices()[0].platform)
         report = (lambda done, total: progress("load", done, total)) if progress else None
         params = load_parameters(checkpoint, limits.dtype, progress=report)
+        params = fit_rotation(Decoder(config, limits.dtype), params, tokenizer)
         defaults = _generation_defaults(checkpoint.directory)
     ends = template.stop_ids(tokenizer)
     engine = Engine(config, params, tokenizer, options, limits, extra_end_ids=ends, progress=progress)

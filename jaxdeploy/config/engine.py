@@ -23,8 +23,13 @@ class EngineConfig:
             takes; an integer >= 1 is its number of pages.
         cache_block_seq_len: tokens of a page.
         quant_policy: 0 keeps K and V in ``dtype``, 8 and 4 quantize them online to that many bits.
+        kv_rotation: turn keys and values before they are quantized, so that a few large channels cost the others no precision; None
+            does it for quant_policy 4.
         enable_prefix_caching: share the full pages of requests that begin with the same tokens.
-        max_prefill_token_num: most prompt tokens of one step, over all sequences; None is 4096 on a GPU, 512 on a CPU.
+        max_prefill_token_num: most tokens of a step that feeds prompts; None is 4096 on a GPU, 512 on a CPU. At least twice
+            max_batch_size is used.
+        num_tokens_per_iter: most tokens of such a step while answers go on in it; less keeps them smoother, more ends
+            prompts sooner. None is 512 on a GPU, 64 on a CPU.
         seed: seeds the requests that bring no seed of their own; None draws one from the operating system.
         compile_cache: folder of JAX's persistent compilation cache; None leaves JAX's own setting, "" turns it off.
     """
@@ -37,8 +42,10 @@ class EngineConfig:
     cache_max_entry_count: float | int = 0.8
     cache_block_seq_len: int = 64
     quant_policy: int = 0
+    kv_rotation: bool | None = None
     enable_prefix_caching: bool = True
     max_prefill_token_num: int | None = None
+    num_tokens_per_iter: int | None = None
     seed: int | None = None
     compile_cache: str | None = None
 
@@ -52,7 +59,9 @@ class EngineConfig:
             raise ConfigError(f"tp={self.tp}: tensor parallelism is not built yet; run with tp=1")
         if self.quant_policy not in QUANT_POLICIES:
             raise ConfigError(f"quant_policy={self.quant_policy} must be 0 (none), 8 or 4")
-        for name in ("session_len", "max_batch_size", "max_prefill_token_num"):
+        if self.kv_rotation and not self.quant_policy:
+            raise ConfigError("kv_rotation needs quant_policy 8 or 4: with 0 there is nothing to round")
+        for name in ("session_len", "max_batch_size", "max_prefill_token_num", "num_tokens_per_iter"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name}={value} must be at least 1")
@@ -63,3 +72,8 @@ class EngineConfig:
             raise ConfigError(
                 f"cache_max_entry_count={share} must be a share of the free memory in (0, 1) or a whole number of pages >= 1"
             )
+
+    @property
+    def rotates(self) -> bool:
+        """``kv_rotation`` with its default filled in."""
+        return self.quant_policy == 4 if self.kv_rotation is None else self.kv_rotation

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from jaxdeploy.config.rope import RopeConfig
@@ -20,6 +20,9 @@ FAMILIES = {
     "InternLM3ForCausalLM": "internlm3",
 }
 DTYPES = ("bfloat16", "float16", "float32")
+VALUE_ROTATIONS = ("none", "online", "fold", "stored")
+OWN_SECTION = "jaxdeploy"
+"""Key of ``config.json`` for what only this program knows; other engines pass over it."""
 # What each family's own configuration class assumes for a key that config.json leaves out.
 # A key absent here has the same meaning in every family (see from_hf); null never takes a default from this table.
 _DEFAULTS: dict[str, dict[str, Any]] = {
@@ -44,6 +47,10 @@ class ModelConfig:
             iff ``0 <= q_pos - k_pos < window``.
         dtype: the checkpoint's own: bfloat16, float16 or float32.
         quantization: how the weights are packed, None for dense weights.
+        rotates_keys: keys and queries change their basis before keys are stored (see ``jaxdeploy/model/rotation.py``).
+        value_rotation: one of VALUE_ROTATIONS. "none"; "online" turns values when they are stored and the attention's output back;
+            "fold" has the loader turn the weights instead, which costs nothing afterwards; "stored": the checkpoint's weights
+            are turned already.
     """
 
     family: str
@@ -67,6 +74,8 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...]
     dtype: str
     quantization: "QuantizationConfig | None" = None
+    rotates_keys: bool = False
+    value_rotation: str = "none"
 
     @classmethod
     def from_hf(cls, cfg: Mapping[str, Any]) -> "ModelConfig":
@@ -112,7 +121,19 @@ class ModelConfig:
             eos_token_ids=_eos_token_ids(fields),
             dtype=_dtype(cfg),
             quantization=_quantization(cfg),
+            value_rotation="stored" if _own_flag(cfg, "values_rotated") else "none",
         )
+
+    def with_rotation(self, *, foldable: bool) -> "ModelConfig":
+        """The same model with keys and values turned before they are stored.
+
+        Args:
+            foldable: the loader may change the weights of values and of the output projection.
+        """
+        if self.value_rotation == "stored":
+            return replace(self, rotates_keys=True)
+        folds = foldable and self.quantization is None
+        return replace(self, rotates_keys=True, value_rotation="fold" if folds else "online")
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +262,16 @@ def _dtype(cfg: Mapping[str, Any]) -> str:
     if name not in DTYPES:
         raise ConfigError(f"{key}={value!r} is not supported; it must be one of {', '.join(DTYPES)}")
     return name
+
+
+def _own_flag(cfg: Mapping[str, Any], key: str) -> bool:
+    section = cfg.get(OWN_SECTION, {})
+    if not isinstance(section, Mapping):
+        raise ConfigError(f"{OWN_SECTION}={section!r} must be an object")
+    value = section.get(key, False)
+    if not isinstance(value, bool):
+        raise ConfigError(f"{OWN_SECTION}.{key}={value!r} must be true or false")
+    return value
 
 
 def _quantization(cfg: Mapping[str, Any]) -> "QuantizationConfig | None":

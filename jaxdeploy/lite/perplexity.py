@@ -15,6 +15,7 @@ from jaxdeploy.demo import demo_model_path
 from jaxdeploy.engine.limits import Limits
 from jaxdeploy.engine.scoring import Scorer
 from jaxdeploy.errors import RequestError
+from jaxdeploy.kv_rotation import fit_rotation, with_rotation
 from jaxdeploy.loading import tokenizer_of
 from jaxdeploy.model.decoder import Decoder
 from jaxdeploy.weights.checkpoint import open_checkpoint
@@ -74,7 +75,8 @@ def evaluate_perplexity(
     if window < 2 or not 1 <= stride <= window:
         raise RequestError(f"{window=} must be at least 2 tokens and {stride=} from 1 to the window", param="stride")
     runtime.set_compile_cache(options.compile_cache)
-    checkpoint = open_checkpoint(demo_model_path() if model is None else Path(model), options.model_format)
+    path = demo_model_path() if model is None else Path(model)
+    checkpoint = with_rotation(open_checkpoint(path, options.model_format), options)
     try:
         tokenizer = tokenizer_of(checkpoint)
         limits = Limits.resolve(options, checkpoint.config, platform=jax.devices()[0].platform)
@@ -87,6 +89,7 @@ def evaluate_perplexity(
         raise RequestError(f"the text has {len(ids)} tokens; perplexity needs at least two", param="text")
     window = min(window, limits.session_len, len(ids))
     decoder = Decoder(checkpoint.config, limits.dtype)
+    params = fit_rotation(decoder, params, tokenizer)
     scorer = Scorer(decoder, params, limits, quant_policy=options.quant_policy, longest=window)
     return _score(scorer, ids, window, min(stride, window), progress)
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from jaxdeploy.cache.kv_pages import KVPages
 from jaxdeploy.config.model import ModelConfig
 from jaxdeploy.model.inputs import ModelInputs
-from jaxdeploy.model.layer import DecoderLayer, StepContext
+from jaxdeploy.model.layer import MOMENTS, DecoderLayer, StepContext
 from jaxdeploy.model.norm import RMSNorm
 from jaxdeploy.model.parameter import Described, Source, described
 from jaxdeploy.model.rope import inverse_frequencies, rotation_tables
@@ -24,10 +24,12 @@ class Decoder(nn.Module):
     Attributes:
         config: sizes and variants.
         dtype: of activations and dense weights: float32, bfloat16 or float16.
+        unroll: layers written out one after the other in each turn of the loop over layers.
     """
 
     config: ModelConfig
     dtype: str = "float32"
+    unroll: int = 1
 
     def setup(self):
         """Declare the parameters outside of the layers; ``DecoderLayer`` declares the stacked ones."""
@@ -44,7 +46,14 @@ class Decoder(nn.Module):
             )
         # Weights are broadcast, not scanned: a scan that slices them would copy each layer before a custom kernel.
         in_axes: Any = (0, 0, nn.broadcast)
-        scanned = nn.scan(DecoderLayer, variable_broadcast="params", split_rngs={"params": False}, in_axes=in_axes)
+        scanned = nn.scan(
+            DecoderLayer,
+            variable_broadcast="params",
+            variable_axes={MOMENTS: 0},
+            split_rngs={"params": False},
+            in_axes=in_axes,
+            unroll=self.unroll,
+        )
         self.layers = scanned(c, self.dtype, name="layers")
         self.norm = RMSNorm("model.norm", c.hidden_size, c.rms_norm_eps, self.dtype, name="norm")
 
@@ -78,6 +87,15 @@ def run_layers(
     """``Decoder.__call__`` as a function of its parameters."""
     result: Any = decoder.apply({"params": params}, inputs, pages)
     return result
+
+
+def attention_moments(
+    decoder: Decoder, params: dict[str, Any], inputs: ModelInputs, pages: KVPages
+) -> tuple[Float[Array, "L K H H"], Float[Array, "L K H H"]]:
+    """Second moments of the keys and the queries (after RoPE) of all tokens; for a model that ``rotates_keys``."""
+    _, found = decoder.apply({"params": params}, inputs, pages, mutable=[MOMENTS])
+    moments: Any = found[MOMENTS]["layers"]["attention"]
+    return moments["keys"][0], moments["queries"][0]
 
 
 def next_logits(decoder: Decoder, params: dict[str, Any], hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:

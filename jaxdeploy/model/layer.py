@@ -1,5 +1,7 @@
 """One decoder layer: attention over the paged cache, then the gated MLP. Weights are stacks, the layer is an index."""
 
+from typing import Any
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -11,11 +13,15 @@ from jaxdeploy.config.model import ModelConfig
 from jaxdeploy.model.inputs import ModelInputs
 from jaxdeploy.model.linear import StackedLinear
 from jaxdeploy.model.norm import RMSNorm
+from jaxdeploy.model.parameter import Source, described
 from jaxdeploy.model.rope import apply_rotation
+from jaxdeploy.model.rotation import change_basis, plain_bases, rotate_heads, second_moments
 from jaxdeploy.pytree import Leaf
 from pallas_kernels.paged_attention.api import paged_decode, paged_prefill
 
 PREFIX = "model.layers.{layer}."
+MOMENTS = "moments"
+"""Collection of the second moments of keys and queries, for whoever asks for it when applying the model."""
 
 
 @flax.struct.dataclass
@@ -56,6 +62,7 @@ class Attention(nn.Module):
             q = RMSNorm(prefix + "q_norm", head_dim, c.rms_norm_eps, self.dtype, c.num_layers, name="q_norm")(q, layer)
             k = RMSNorm(prefix + "k_norm", head_dim, c.rms_norm_eps, self.dtype, c.num_layers, name="k_norm")(k, layer)
         q, k = apply_rotation(q, step.cos, step.sin), apply_rotation(k, step.cos, step.sin)
+        q, k, v = self._turned(q, k, v, layer)
         pages = pages.write(layer, k, v, step.page_ids, step.offsets)
         inputs, scale = step.inputs, head_dim**-0.5
         if inputs.decode:
@@ -67,6 +74,8 @@ class Attention(nn.Module):
                 q, pages.k_pages, pages.v_pages, layer, inputs.block_table, inputs.query_start, inputs.context_lens,
                 window, scale=scale,
             )  # fmt: skip
+        if c.value_rotation == "online":
+            out = rotate_heads(out)
         out = StackedLinear(
             c,
             (prefix + "o_proj",),
@@ -79,6 +88,21 @@ class Attention(nn.Module):
         )(out.reshape(-1, heads * head_dim), layer)
         return out, pages
 
+    def _turned(self, q: jax.Array, k: jax.Array, v: jax.Array, layer: jax.Array) -> tuple[jax.Array, ...]:
+        """q, k and v as the cache stores them; the products of q and k stay what they are."""
+        c = self.config
+        if c.rotates_keys:
+            self.sow(MOMENTS, "keys", second_moments(k, c.num_kv_heads))
+            self.sow(MOMENTS, "queries", second_moments(q, c.num_kv_heads))
+            init = described(
+                lambda _: plain_bases(c.num_layers, c.num_kv_heads, c.head_dim, self.dtype),
+                Source((), "", ("layer", "kv_heads", "head", "head"), stacked=True),
+            )
+            for_keys: Any = self.param("key_basis", init)
+            for_queries: Any = self.param("query_basis", init)
+            k, q = change_basis(k, for_keys, layer), change_basis(q, for_queries, layer)
+        return q, k, rotate_heads(v) if c.value_rotation == "online" else v
+
 
 class MLP(nn.Module):
     """``down(silu(gate(x)) * up(x))``, gate and up joined into one matrix."""
@@ -90,11 +114,10 @@ class MLP(nn.Module):
     def __call__(self, x: Float[Array, "T D"], layer: Int32[Array, ""]) -> Float[Array, "T D"]:
         """MLP output, before the residual."""
         c, prefix = self.config, PREFIX + "mlp."
-        gate_up = StackedLinear(
+        gated = StackedLinear(
             c, (prefix + "gate_proj", prefix + "up_proj"), c.hidden_size, 2 * c.intermediate_size, ("ffn", "embed"),
-            c.mlp_bias, self.dtype, name="gate_up",
+            c.mlp_bias, self.dtype, gated=True, name="gate_up",
         )(x, layer)  # fmt: skip
-        gate, up = jnp.split(gate_up, 2, axis=-1)
         return StackedLinear(
             c,
             (prefix + "down_proj",),
@@ -104,7 +127,7 @@ class MLP(nn.Module):
             c.mlp_bias,
             self.dtype,
             name="down",
-        )(jax.nn.silu(gate) * up, layer)
+        )(gated, layer)
 
 
 class DecoderLayer(nn.Module):

@@ -16,7 +16,7 @@ class Source:
 
     Attributes:
         modules: module names as Hugging Face's Llama spells them; their tensors are joined along the output axis.
-            ``{layer}`` stands for the layer number of a stacked parameter.
+            ``{layer}`` stands for the layer number of a stacked parameter. None: it is computed, and in no checkpoint.
         tensor: last part of the tensors' names, "weight" or "bias". A quantized weight has its format's own last parts.
         axes: logical name of each axis, for sharding.
         stacked: the first axis counts layers.

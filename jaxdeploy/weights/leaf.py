@@ -88,10 +88,11 @@ class LeafPlan:
 
 
 def leaf_plans(config: ModelConfig, dtype: str) -> Iterator[LeafPlan]:
-    """The leaves of ``describe_parameters``, in the tree's order."""
+    """The leaves of ``describe_parameters`` that a checkpoint holds, in the tree's order."""
     described, _ = jax.tree_util.tree_flatten_with_path(describe_parameters(config, dtype), is_leaf=is_described)
     for path, leaf in described:
-        yield LeafPlan(tuple(str(key.key) for key in path), leaf.value, leaf.source, config)
+        if leaf.source.modules:
+            yield LeafPlan(tuple(str(key.key) for key in path), leaf.value, leaf.source, config)
 
 
 def nest(leaves: dict[tuple[str, ...], Any]) -> dict[str, Any]:

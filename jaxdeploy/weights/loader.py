@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxdeploy.config.model import ModelConfig
 from jaxdeploy.errors import CheckpointError
+from jaxdeploy.model.rotation import plain_bases
 from jaxdeploy.weights.checkpoint import Checkpoint
 from jaxdeploy.weights.family_names import CheckpointModule
 from jaxdeploy.weights.int4_layouts import Int4Layout
@@ -18,6 +20,7 @@ from jaxdeploy.weights.inventory import check_tensors
 from jaxdeploy.weights.leaf import LeafPlan, leaf_plans, nest
 from jaxdeploy.weights.quant_tensor import QuantTensor
 from jaxdeploy.weights.tensor_source import TensorSource
+from jaxdeploy.weights.value_fold import folded
 
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in total)."""
@@ -49,7 +52,8 @@ def load_parameters(
     if checkpoint.kind == "orbax":
         from jaxdeploy.weights.orbax_store import restore_parameters  # its import takes a second
 
-        return restore_parameters(checkpoint, dtype, progress=progress, sharding=sharding)
+        params = restore_parameters(checkpoint, dtype, progress=progress, sharding=sharding)
+        return _with_bases(params, checkpoint.config, dtype, sharding)
     assert checkpoint.source is not None
     source, layout = checkpoint.source, checkpoint.layout
     plans = list(leaf_plans(checkpoint.config, dtype or checkpoint.config.dtype))
@@ -62,7 +66,21 @@ def load_parameters(
             leaves[plan.path] = _load_int4(plan, source, layout, dtype is None, sharding, counter)
         else:
             leaves[plan.path] = _load_dense(plan, source, dtype is None, sharding, counter)
-    return nest(leaves)
+    return _with_bases(nest(leaves), checkpoint.config, dtype, sharding)
+
+
+def _with_bases(
+    params: dict[str, Any], config: ModelConfig, dtype: str | None, sharding: ShardingRule | None
+) -> dict[str, Any]:
+    """What no checkpoint holds: the bases of keys and queries, before they are fitted to the model."""
+    if not config.rotates_keys:
+        return params
+    place = jax.devices()[0] if sharding is None else sharding(("layer", "kv_heads", "head", "head"))
+    bases = plain_bases(config.num_layers, config.num_kv_heads, config.head_dim, dtype or config.dtype)
+    attention = params["layers"]["attention"]
+    # Two arrays, not one twice: an engine may donate its parameters.
+    attention |= {name: jax.device_put(jnp.copy(bases), place) for name in ("key_basis", "query_basis")}
+    return params
 
 
 class _Counter:
@@ -100,7 +118,7 @@ def _load_dense(
             if keep:
                 _check_kept(plan, name, info.dtype, struct.dtype)
             array = source.read(name)
-            stack.write(array if module.order is None else array[module.order], layer, row)
+            stack.write(folded(plan, row, array if module.order is None else array[module.order]), layer, row)
             row += module.outputs
             counter.add([name])
     return stack.array
@@ -176,7 +194,7 @@ class _Stack:
         dtype = jnp.float32 if struct.dtype == jnp.float64 else struct.dtype
         self.array = jnp.zeros(struct.shape, dtype, device=place)
 
-    def write(self, piece: np.ndarray, layer: int, row: int) -> None:
+    def write(self, piece: Any, layer: int, row: int) -> None:
         """Put ``piece`` at ``row`` of the layer's first axis."""
         starts = [row] + [0] * (piece.ndim - 1)
         if self._stacked:

@@ -1,0 +1,48 @@
+"""Values' rotation, worked into the weights as they are loaded: values come out turned, the output projection turns them back."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdeploy.config.model import ModelConfig
+from jaxdeploy.model.rotation import rotation_matrix
+from jaxdeploy.weights.leaf import LeafPlan
+
+
+def folded(plan: LeafPlan, row: int, piece: np.ndarray) -> Any:
+    """A piece of a parameter with the rotation of values in it.
+
+    Args:
+        plan: of the parameter; all but the attention's projections are left alone.
+        row: of the parameter, where the piece begins.
+        piece: one checkpoint tensor's part of one layer, rows in the parameter's order.
+    """
+    config = plan.config
+    if config.value_rotation != "fold" or plan.path[-3:-1] not in (("attention", "qkv"), ("attention", "out")):
+        return piece
+    if plan.path[-2] == "out":
+        return piece if plan.path[-1] == "bias" else _turn_columns(config, piece)
+    first = (config.num_heads + config.num_kv_heads) * config.head_dim - row
+    return piece if first >= len(piece) else _turn_rows(config, max(first, 0), piece)
+
+
+@partial(jax.jit, static_argnums=0)
+def _turn_columns(config: ModelConfig, weight: jax.Array) -> jax.Array:
+    heads = weight.astype(jnp.float32).reshape(len(weight), -1, config.head_dim)
+    return jnp.matmul(heads, _matrix(config), precision="highest").reshape(weight.shape)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _turn_rows(config: ModelConfig, first: int, piece: jax.Array) -> jax.Array:
+    """Rows from ``first`` on are those of values; a weight [rows, D] or a bias [rows]."""
+    wide = piece.astype(jnp.float32)
+    heads = wide[first:].reshape(-1, config.head_dim, *piece.shape[1:])
+    turned = jnp.einsum("kh...,hi->ki...", heads, _matrix(config), precision="highest")
+    return jnp.concatenate([wide[:first], turned.reshape(-1, *piece.shape[1:])])
+
+
+def _matrix(config: ModelConfig) -> jax.Array:
+    return jnp.asarray(rotation_matrix(config.head_dim), jnp.float32)
