@@ -13,6 +13,8 @@ from jaxdeploy.model.inputs import ModelInputs
 
 FROM_DEVICE = -1
 """A token that the device knows already: the one its slot sampled last."""
+ALIGNMENT = 64
+"""Integers that each part's place is rounded up to: 256 bytes, which a kernel wants of an argument that XLA hands on as a view."""
 
 
 class StepInputs(NamedTuple):
@@ -48,14 +50,17 @@ class StepLayout:
     @property
     def size(self) -> int:
         """Length of the packed array."""
-        return sum(int(np.prod(shape)) for shape in self.fields().values())
+        return sum(self._rooms())
+
+    def _rooms(self) -> list[int]:
+        return [-(-int(np.prod(shape)) // ALIGNMENT) * ALIGNMENT for shape in self.fields().values()]
 
     def _split(self, packed) -> dict:
-        sizes = [int(np.prod(shape)) for shape in self.fields().values()]
-        ends = accumulate(sizes)
+        rooms = self._rooms()
+        starts = accumulate(rooms, initial=0)
         return {
-            name: packed[end - size : end].reshape(shape)
-            for (name, shape), size, end in zip(self.fields().items(), sizes, ends, strict=True)
+            name: packed[start : start + int(np.prod(shape))].reshape(shape)
+            for (name, shape), start in zip(self.fields().items(), starts, strict=False)
         }
 
     def pack(self, plan: StepPlan) -> np.ndarray:
