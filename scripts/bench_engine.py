@@ -59,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--cache-max-entry-count", type=float, default=0.8)
     options.add_argument("--cache-block-seq-len", type=int, default=64)
     options.add_argument("--max-prefill-token-num", type=int)
+    options.add_argument("--num-tokens-per-iter", type=int)
     options.add_argument("--compile-cache", help="folder of compiled programs")
     options.add_argument("--trace", help="folder for a profile of some decode steps of each batch size")
     options.add_argument("--json", type=Path, help="also write the numbers here")
@@ -85,6 +86,7 @@ def build(options: argparse.Namespace) -> tuple[Engine, dict[str, float]]:
         cache_max_entry_count=options.cache_max_entry_count,
         cache_block_seq_len=options.cache_block_seq_len,
         max_prefill_token_num=options.max_prefill_token_num,
+        num_tokens_per_iter=options.num_tokens_per_iter,
     )
     limits = Limits.resolve(engine_options, config, platform=device.platform)
     engine = Engine(config, params, SilentTokenizer(config.vocab_size), engine_options, limits)
@@ -160,6 +162,7 @@ def run(options: argparse.Namespace, wanted: list[str]) -> dict[str, Any]:
         report["stall"] = row
         show("stall", row)
     if "decode" in wanted:
+        measure.prompts_first(engine)
         report["decode"] = []
         for batch in options.concurrency:
             rows = [

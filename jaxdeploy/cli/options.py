@@ -78,7 +78,15 @@ MaxBatchSize = Annotated[
 ]
 MaxPrefillTokenNum = Annotated[
     int | None,
-    typer.Option("--max-prefill-token-num", help="Most prompt tokens of one step.", rich_help_panel=_PANEL),
+    typer.Option("--max-prefill-token-num", help="Most tokens of a step that feeds prompts.", rich_help_panel=_PANEL),
+]
+NumTokensPerIter = Annotated[
+    int | None,
+    typer.Option(
+        "--num-tokens-per-iter",
+        help="Most tokens of such a step while answers go on in it: less keeps them smoother, more ends prompts sooner.",
+        rich_help_panel=_PANEL,
+    ),
 ]
 EnablePrefixCaching = Annotated[
     bool,
@@ -137,6 +145,7 @@ def engine_config(
     quant_policy: int = DEFAULTS.quant_policy,
     enable_prefix_caching: bool = DEFAULTS.enable_prefix_caching,
     max_prefill_token_num: int | None = DEFAULTS.max_prefill_token_num,
+    num_tokens_per_iter: int | None = DEFAULTS.num_tokens_per_iter,
     compile_cache: str | None = DEFAULTS.compile_cache,
 ) -> EngineConfig:
     """The command line's engine options as an EngineConfig.
@@ -155,5 +164,6 @@ def engine_config(
         quant_policy=quant_policy,
         enable_prefix_caching=enable_prefix_caching,
         max_prefill_token_num=max_prefill_token_num,
+        num_tokens_per_iter=num_tokens_per_iter,
         compile_cache=compile_cache,
     )

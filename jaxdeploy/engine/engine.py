@@ -52,7 +52,7 @@ class Engine:
         step_limits = StepLimits(
             batch_size=limits.batch_size,
             prefill_tokens=limits.prefill_tokens,
-            prefill_rows=self.executor.buckets.prefill[-1].rows,
+            mixed_tokens=limits.mixed_tokens,
             page_size=limits.page_size,
             prefix_caching=options.enable_prefix_caching,
         )

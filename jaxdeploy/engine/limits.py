@@ -9,6 +9,8 @@ from jaxdeploy.errors import ConfigError
 # (CPU, GPU): a CPU computes a step's tokens one after another, so large steps only add latency there.
 MAX_BATCH_SIZE = (8, 128)
 MAX_PREFILL_TOKENS = (512, 4096)
+# An H100 is busy with 512 tokens already; a CPU takes most of a second for 64 of a small model.
+MIXED_TOKENS = (64, 512)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +21,8 @@ class Limits:
         dtype: of activations and dense weights.
         session_len: most tokens of a request.
         batch_size: most sequences at once.
-        prefill_tokens: most prompt tokens of a step.
+        prefill_tokens: most tokens of a step that feeds prompts, at least twice ``batch_size``.
+        mixed_tokens: most of one in which answers go on, too.
         page_size: tokens of a page.
     """
 
@@ -27,6 +30,7 @@ class Limits:
     session_len: int
     batch_size: int
     prefill_tokens: int
+    mixed_tokens: int
     page_size: int
 
     @classmethod
@@ -44,12 +48,16 @@ class Limits:
         session_len = options.session_len or longest
         if session_len > longest and not model.rope.kind == "dynamic":
             raise ConfigError(f"{session_len=} is longer than the model's context of {longest} tokens")
-        prefill = options.max_prefill_token_num or MAX_PREFILL_TOKENS[on_gpu]
+        batch_size = options.max_batch_size or MAX_BATCH_SIZE[on_gpu]
+        prefill = min(options.max_prefill_token_num or MAX_PREFILL_TOKENS[on_gpu], session_len * batch_size)
+        # A step that is full of answers must have room for prompts.
+        prefill = max(prefill, 2 * batch_size)
         return cls(
             dtype=dtype,
             session_len=session_len,
-            batch_size=options.max_batch_size or MAX_BATCH_SIZE[on_gpu],
-            prefill_tokens=min(prefill, session_len),
+            batch_size=batch_size,
+            prefill_tokens=prefill,
+            mixed_tokens=min(options.num_tokens_per_iter or MIXED_TOKENS[on_gpu], prefill),
             page_size=options.cache_block_seq_len,
         )
 

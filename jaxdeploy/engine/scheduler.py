@@ -25,7 +25,12 @@ class PlannedRow:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """The rows of one step: all of them prefill chunks, or all of them single decode tokens."""
+    """The rows of one step.
+
+    Attributes:
+        rows: single tokens of answers that go on first, then chunks of prompts.
+        decode: there are no chunks.
+    """
 
     rows: list[PlannedRow]
     decode: bool
@@ -33,11 +38,17 @@ class StepPlan:
 
 @dataclass(frozen=True, slots=True)
 class StepLimits:
-    """How much one step may hold."""
+    """How much one step may hold.
+
+    Attributes:
+        batch_size: sequences at once.
+        prefill_tokens: tokens of a step with chunks of prompts; more than ``batch_size``.
+        mixed_tokens: tokens of such a step in which answers go on, too. It is what they are slowed down by.
+    """
 
     batch_size: int
     prefill_tokens: int
-    prefill_rows: int
+    mixed_tokens: int
     page_size: int
     prefix_caching: bool = True
 
@@ -45,9 +56,10 @@ class StepLimits:
 class Scheduler:
     """Continuous batching with chunked prefill and preemption.
 
-    Sequences are admitted first come, first served, when a slot and the pages for all their tokens are free. Prefill and decode
-    steps alternate while there is work for both, so neither starves. When decode runs out of pages, the sequence admitted last
-    gives all of its pages back and waits at the head of the queue; its cache is computed anew later (same tokens, same text).
+    Every answer that can go on is in every step; what room is left goes to prompts, chunk by chunk, so neither waits for the other.
+    Sequences are admitted first come, first served, when a slot and the pages for all their tokens are free. When answers run out
+    of pages, the sequence admitted last gives all of its pages back and waits at the head of the queue; its cache is computed anew
+    later (same tokens, same text).
 
     A plan may be made while the step before it still runs: sequences then have tokens that nobody knows yet (``pending``). Only
     those go on whose next step does not depend on them (``Sequence.can_go_on``).
@@ -68,7 +80,6 @@ class Scheduler:
         self.preemptions = 0
         self.prefix_queried_tokens = self.prefix_hit_tokens = 0
         self._free_slots = list(range(limits.batch_size - 1, -1, -1))
-        self._last_was_prefill = False
 
     @property
     def has_work(self) -> bool:
@@ -81,18 +92,12 @@ class Scheduler:
 
     def plan(self) -> tuple[StepPlan | None, list[Sequence]]:
         """The next step (None if nothing can run) and the sequences it admits, which need their slots set up first."""
-        decoding = any(sequence.can_go_on and not sequence.prefilling for sequence in self.running)
-        admitted: list[Sequence] = []
-        if not (decoding and self._last_was_prefill):
-            rows, admitted = self._prefill_rows()
-            if rows:
-                self._last_was_prefill = True
-                return StepPlan(rows, decode=False), admitted
-        self._last_was_prefill = False
-        rows = self._decode_rows()
-        if rows:
-            return StepPlan(rows, decode=True), admitted
-        return None, admitted
+        self._make_room()
+        rows = [self._row(sequence, 1) for sequence in self.running if sequence.can_go_on and not sequence.prefilling]
+        chunks, admitted = self._chunks(len(rows))
+        if not rows and not chunks:
+            return None, admitted
+        return StepPlan(rows + chunks, decode=not chunks), admitted
 
     def finish(self, sequence: Sequence) -> None:
         """Take a sequence out, wherever it is, and free what it holds."""
@@ -103,17 +108,35 @@ class Scheduler:
             self.running.remove(sequence)
             self._release(sequence)
 
-    def _prefill_rows(self) -> tuple[list[PlannedRow], list[Sequence]]:
-        budget, rows, admitted = self.limits.prefill_tokens, [], []
-        for sequence in self.running:
-            if sequence.prefilling and budget and len(rows) < self.limits.prefill_rows:
-                rows.append(self._row(sequence, min(budget, sequence.prefill_target - sequence.computed)))
-                budget -= rows[-1].count
-        while budget and len(rows) < self.limits.prefill_rows and self.waiting and self._admit(self.waiting[0]):
-            sequence = self.waiting.popleft()
-            admitted.append(sequence)
+    def _make_room(self) -> None:
+        """See that every answer that goes on has a page for its next token; answers may have to give way."""
+        for sequence in [s for s in self.running if s.can_go_on and not s.prefilling]:
+            # No slot: preempted by an earlier sequence of this very loop.
+            while sequence.slot is not None and sequence.computed == len(sequence.pages) * self.limits.page_size:
+                page = self.allocator.allocate(1)
+                if page:
+                    sequence.pages += page
+                else:
+                    self._preempt(self.running[-1])
+
+    def _chunks(self, decoding: int) -> tuple[list[PlannedRow], list[Sequence]]:
+        """Chunks of prompts beside ``decoding`` rows of one token each, and the sequences admitted for them."""
+        limits, rows, admitted = self.limits, [], []
+        # Where many answers go on, prompts get at least as much as they do.
+        most = min(limits.prefill_tokens, max(limits.mixed_tokens, 2 * decoding)) if decoding else limits.prefill_tokens
+        budget = most - decoding
+
+        def add(sequence: Sequence) -> None:
+            nonlocal budget
             rows.append(self._row(sequence, min(budget, sequence.prefill_target - sequence.computed)))
             budget -= rows[-1].count
+
+        for sequence in self.running:
+            if sequence.prefilling and budget:
+                add(sequence)
+        while budget and self.waiting and self._admit(self.waiting[0]):
+            admitted.append(self.waiting.popleft())
+            add(admitted[-1])
         return rows, admitted
 
     def _row(self, sequence: Sequence, count: int) -> PlannedRow:
@@ -157,17 +180,6 @@ class Scheduler:
             tokens = sequence.token_ids[number * size : (number + 1) * size]
             sequence.chain = self.allocator.index.add(sequence.chain, tokens, sequence.pages[number])
         sequence.published = max(sequence.published, full)
-
-    def _decode_rows(self) -> list[PlannedRow]:
-        for sequence in [s for s in self.running if s.can_go_on and not s.prefilling]:
-            # No slot: preempted by an earlier sequence of this very loop.
-            while sequence.slot is not None and sequence.computed == len(sequence.pages) * self.limits.page_size:
-                page = self.allocator.allocate(1)
-                if page:
-                    sequence.pages += page
-                else:
-                    self._preempt(self.running[-1])
-        return [self._row(sequence, 1) for sequence in self.running if sequence.can_go_on and not sequence.prefilling]
 
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 import numpy as np
 
@@ -124,6 +125,12 @@ def stall(engine: Engine, streams: int, *, long: int, every: int, new: int, seed
         **percentiles("ITL", gaps),
         **percentiles("TTFT long", [clock.lines[name].first for name in names]),
     }
+
+
+def prompts_first(engine: Engine) -> None:
+    """Let steps hold as many prompt tokens as they can, whoever waits: a batch is full early, and decode alone can be measured."""
+    limits = engine.scheduler.limits
+    engine.scheduler.limits = replace(limits, mixed_tokens=limits.prefill_tokens)
 
 
 def percentiles(name: str, seconds: list[float]) -> dict[str, float]:

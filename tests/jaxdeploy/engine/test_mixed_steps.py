@@ -1,0 +1,110 @@
+"""Prompts and answers share steps: neither waits for the other."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from support.tiny_engine import CONFIG, VOCABULARY, run_all, tiny_engine, tokens_of
+
+from jaxdeploy.config.engine import EngineConfig
+from jaxdeploy.config.generation import GenerationConfig
+from jaxdeploy.engine.engine import Engine
+from jaxdeploy.engine.limits import Limits
+from jaxdeploy.engine.request import Request
+from jaxdeploy.engine.scheduler import StepPlan
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return tiny_engine(num_tokens_per_iter=8)
+
+
+@pytest.fixture
+def plans(engine, monkeypatch) -> list[StepPlan]:
+    """Every plan that is launched from now on."""
+    found: list[StepPlan] = []
+    launch = engine.executor.launch
+
+    def noting(plan: StepPlan):
+        found.append(plan)
+        return launch(plan)
+
+    monkeypatch.setattr(engine.executor, "launch", noting)
+    return found
+
+
+def prompt(length: int, seed: int = 0) -> list[int]:
+    return np.random.RandomState(seed).randint(1, VOCABULARY, length).tolist()
+
+
+def greedy(max_new_tokens: int) -> GenerationConfig:
+    return GenerationConfig(max_new_tokens=max_new_tokens, ignore_eos=True)
+
+
+def counts(plan: StepPlan) -> dict[str, int]:
+    return {row.sequence.request.id: row.count for row in plan.rows}
+
+
+def test_a_long_prompt_stops_nobody(engine, plans):
+    engine.submit(Request("runs", prompt(5), greedy(40)))
+    outputs = engine.step()
+    engine.submit(Request("long", prompt(90, 1), greedy(4)))
+    outputs += run_all(engine)
+    shared = [counts(plan) for plan in plans if "long" in counts(plan)]
+    assert [c.get("long") for c in shared[:13]] == [7] * 12 + [6], (
+        "eight tokens a step, one of them the running answer's"
+    )
+    assert all(c["runs"] == 1 for c in shared)
+    assert len(plans) == 40, "the running answer is in every step after its prompt's"
+    assert engine.executor.compile_misses == 0
+    for name, length, seed, new in (("runs", 5, 0, 40), ("long", 90, 1, 4)):
+        engine.submit(Request("alone", prompt(length, seed), greedy(new)))
+        assert tokens_of(outputs, name) == tokens_of(run_all(engine), "alone")
+
+
+def test_prompts_get_at_least_as_much_as_answers(engine, plans):
+    for i in range(3):
+        engine.submit(Request(f"runs {i}", prompt(2, 20 + i), greedy(30)))
+    engine.step()
+    assert sum(plans[0].rows[i].count for i in range(3)) == 6
+    engine.scheduler.limits = replace(engine.scheduler.limits, mixed_tokens=1)
+    engine.submit(Request("long", prompt(30, 9), greedy(2)))
+    run_all(engine)
+    shared = [counts(plan) for plan in plans if "long" in counts(plan) and len(plan.rows) == 4]
+    assert [c["long"] for c in shared][:10] == [3] * 10
+    engine.scheduler.limits = replace(engine.scheduler.limits, mixed_tokens=8)
+
+
+def test_without_answers_prompts_take_the_whole_step(engine, plans):
+    engine.submit(Request("a", prompt(50, 30), greedy(1)))
+    engine.submit(Request("b", prompt(20, 31), greedy(1)))
+    run_all(engine)
+    assert [counts(plan) for plan in plans] == [{"a": 32}, {"a": 18, "b": 14}, {"b": 6}]
+    assert not any(plan.decode for plan in plans)
+
+
+def test_nobody_starves_under_a_stream_of_short_requests(engine):
+    """A long prompt that comes in the middle is answered although new short requests never stop coming."""
+    for i in range(4):
+        engine.submit(Request(f"s{i}", prompt(4, 40 + i), greedy(6)))
+    engine.submit(Request("long", prompt(100, 50), greedy(3)))
+    ended, step = set(), 4
+    for _ in range(60):
+        for output in engine.step():
+            if output.finish_reason:
+                ended.add(output.request_id)
+                engine.submit(Request(f"s{step}", prompt(4, 40 + step), greedy(6)))
+                step += 1
+    assert "long" in ended
+    for request_id in engine.unfinished():
+        engine.abort(request_id)
+    assert engine.allocator.used_pages == 0
+
+
+def test_a_step_full_of_answers_has_room_for_prompts():
+    options = EngineConfig(max_batch_size=64, max_prefill_token_num=16)
+    limits = Limits.resolve(options, CONFIG, platform="cpu")
+    assert limits.prefill_tokens == 128
+    assert limits.mixed_tokens <= limits.prefill_tokens
+    assert Limits.resolve(EngineConfig(session_len=20), CONFIG, platform="gpu").prefill_tokens == 20 * 128
+    assert Limits.resolve(EngineConfig(num_tokens_per_iter=9999), CONFIG, platform="gpu").mixed_tokens == 4096
