@@ -135,7 +135,7 @@ def learn_rounding(
 
     def measure(offsets) -> float:
         losses = [_measure(offsets, fixed, rest, x, y, places, config, choice) for x, y in batches]
-        return float(np.mean([float(loss) for loss in losses]))
+        return float(jnp.mean(jnp.stack(losses)))
 
     before = measure(start)
     offsets = jax.tree.map(jnp.copy, start)

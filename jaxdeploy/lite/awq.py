@@ -17,7 +17,7 @@ from jaxdeploy.config.model import ModelConfig
 from jaxdeploy.lite.block import DOWN, GATE_UP, LINEARS, OUT, QKV, Positions, Weights, gated, mixed_values, project
 from jaxdeploy.lite.recipe import Recipe
 from jaxdeploy.lite.rounding import grouped, nearest
-from jaxdeploy.lite.statistics import LayerStatistics
+from jaxdeploy.lite.statistics import InputStatistics, LayerStatistics
 
 FIXED_ALPHA = 0.5
 NORMS = {QKV: "attention_norm.weight", GATE_UP: "mlp_norm.weight"}
@@ -103,35 +103,42 @@ def _writer_rows(config: ModelConfig, linear: str, s: jax.Array) -> tuple[str, s
 
 
 @partial(jax.jit, static_argnums=(0, 1, 5, 6))
-def _trial(config, linear, weights, statistics, alpha, group_size, scale_dtype):
-    """(the matrix that rounding at ``alpha`` would leave, its output's squared error summed over tokens)."""
+def _scaled(config, linear, weights, statistics, alpha, group_size, scale_dtype):
+    """The matrix that rounding at ``alpha`` would leave."""
     s = pair_scales(config, linear, weights, statistics, group_size, alpha)
-    w = weights[f"{linear}.weight"]
-    tried = nearest(w * s, group_size, scale_dtype) / s
-    return tried, _output_error(tried - w, statistics[linear].products)
+    return nearest(weights[f"{linear}.weight"] * s, group_size, scale_dtype) / s
 
 
-@partial(jax.jit, static_argnums=(2, 3))
-def _unscaled(w, products, group_size, scale_dtype):
-    tried = nearest(w, group_size, scale_dtype)
-    return tried, _output_error(tried - w, products)
+_unscaled = partial(jax.jit, static_argnums=(1, 2))(nearest)
 
 
-def _output_error(change: jax.Array, products: jax.Array) -> jax.Array:
-    return jnp.sum(jnp.matmul(change, products, precision=jax.lax.Precision.HIGHEST) * change)
+@jax.jit
+def _own_error(w, tried, products):
+    """Squared error of the module's own output, summed over tokens; a GPU's TF32 is good enough to compare trials."""
+    change = tried - w
+    return jnp.sum(jnp.matmul(change, products) * change)
+
+
+def _half_output(config, linear, weights, x, places):
+    """The attention's or the MLP's output; x is what ``linear`` reads."""
+    if linear == QKV:
+        return project(weights, OUT, mixed_values(config, weights, x, places))
+    return project(weights, DOWN, gated(weights, x))
+
+
+_exact_output = partial(jax.jit, static_argnums=(0, 1))(_half_output)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _block_error(config, linear, weights, tried, x, places):
-    """Squared error of the attention's or the MLP's output when ``linear`` is replaced; x is what ``linear`` reads."""
+def _block_error(config, linear, weights, tried, x, exact, places):
+    """Squared error of the attention's or the MLP's output when ``linear`` is replaced."""
+    found = _half_output(config, linear, {**weights, f"{linear}.weight": tried}, x, places)
+    return jnp.sum(jnp.square(found.astype(jnp.float32) - exact.astype(jnp.float32)))
 
-    def output(with_weights):
-        if linear == QKV:
-            return project(with_weights, OUT, mixed_values(config, with_weights, x, places))
-        return project(with_weights, DOWN, gated(with_weights, x))
 
-    error = output({**weights, f"{linear}.weight": tried}) - output(weights)
-    return jnp.sum(jnp.square(error.astype(jnp.float32)))
+_pair_scales = partial(jax.jit, static_argnums=(0, 1, 4))(pair_scales)
+_fold_scales = partial(jax.jit, static_argnums=(0, 1, 4))(fold_scales)
+_divided = jax.jit(InputStatistics.divided)
 
 
 def choose_alpha(
@@ -152,22 +159,29 @@ def choose_alpha(
     Returns:
         alpha, or None if not scaling at all is best, and the error as a share of the unscaled one's.
     """
-    group = recipe.group_of(weights[f"{linear}.weight"].shape[1])
+    w = weights[f"{linear}.weight"]
+    group = recipe.group_of(w.shape[1])
+    own = linear in (OUT, DOWN)
+    exact = [] if own else [_exact_output(config, linear, weights, x, places) for x in samples]
 
-    def error(tried, own):
-        if linear in (OUT, DOWN):
-            return own
-        return sum(_block_error(config, linear, weights, tried, x, places) for x in samples)
+    def error(tried):
+        if own:
+            return _own_error(w, tried, statistics[linear].products)
+        parts = [
+            _block_error(config, linear, weights, tried, x, y, places) for x, y in zip(samples, exact, strict=True)
+        ]
+        return jnp.sum(jnp.stack(parts))
 
-    plain = float(error(*_unscaled(weights[f"{linear}.weight"], statistics[linear].products, group, scale_dtype)))
-    errors = []
+    found = [error(_unscaled(w, group, scale_dtype))]
     for step in range(recipe.alphas):
-        alpha = jnp.float32(step / recipe.alphas)
-        errors.append(error(*_trial(config, linear, weights, statistics, alpha, group, scale_dtype)))
-    best = int(np.nanargmin(np.asarray([float(value) for value in errors])))
-    if not float(errors[best]) < plain:
+        alpha = np.float32(step / recipe.alphas)
+        found.append(error(_scaled(config, linear, weights, statistics, alpha, group, scale_dtype)))
+    # Only here does the host wait: all trials are under way by now.
+    plain, *errors = np.asarray(jnp.stack(found), np.float64)
+    best = int(np.nanargmin(errors))
+    if not errors[best] < plain:
         return None, 1.0
-    return best / recipe.alphas, float(errors[best]) / plain
+    return best / recipe.alphas, float(errors[best] / plain)
 
 
 def scale_layer(
@@ -200,7 +214,7 @@ def scale_layer(
         alpha = alphas[linear]
         if alpha is not None:
             group = recipe.group_of(weights[f"{linear}.weight"].shape[1])
-            s = pair_scales(config, linear, weights, statistics, group, alpha)
-            scaled, s = fold_scales(config, linear, scaled, s, scale_dtype)
-            counted[linear] = statistics[linear].divided(s)
+            s = _pair_scales(config, linear, weights, statistics, group, np.float32(alpha))
+            scaled, s = _fold_scales(config, linear, scaled, s, scale_dtype)
+            counted[linear] = _divided(statistics[linear], s)
     return scaled, counted, alphas

@@ -17,6 +17,9 @@ from jaxdeploy.model.rope import apply_rotation, inverse_frequencies, rotation_t
 QKV, OUT, GATE_UP, DOWN = "attention.qkv", "attention.out", "mlp.gate_up", "mlp.down"
 LINEARS = (QKV, OUT, GATE_UP, DOWN)
 
+_SCORES = 1 << 26
+"""Most attention scores at once: 256 MiB of float32."""
+
 Weights = dict[str, Any]
 """A layer's arrays by name; ``<linear>.weight`` is [N, K], ``<linear>.bias`` [N]."""
 
@@ -66,11 +69,38 @@ def mixed_values(config: ModelConfig, weights: Weights, normed: jax.Array, place
         k = rms_norm(k, weights["attention.k_norm.weight"].astype(k.dtype), config.rms_norm_eps)
     cos, sin = jnp.tile(places.cos, (batch, 1)), jnp.tile(places.sin, (batch, 1))
     q, k = apply_rotation(q, cos, sin), apply_rotation(k, cos, sin)
-    distance = jnp.arange(length)[:, None] - jnp.arange(length)[None]
-    visible = (distance >= 0) & ((places.window == 0) | (distance < places.window))
     q, k, v = (part.reshape(batch, length, -1, size) for part in (q, k, v))
-    out = jax.nn.dot_product_attention(q, k, v, mask=visible[None, None], scale=size**-0.5)
-    return out.reshape(batch, length, heads * size)
+    return causal_attention(q, k, v, places.window).reshape(batch, length, heads * size)
+
+
+def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array, window: jax.Array) -> jax.Array:
+    """Attention of every token to itself and those before it, so many queries at a time that scores stay small.
+
+    Args:
+        q: [B, T, N, H]; k and v: [B, T, K, H].
+        window: how many positions a query sees; 0 for all.
+
+    Returns:
+        [B, T, N, H] in the dtype of q; the softmax is float32.
+    """
+    batch, length, heads, size = q.shape
+    kv_heads = k.shape[2]
+    count = -(-batch * heads * length * length // _SCORES)
+    rows = -(-length // count)
+    padded = jnp.pad(q, ((0, 0), (0, rows * count - length), (0, 0), (0, 0)))
+    parts = padded.reshape(batch, count, rows, kv_heads, heads // kv_heads, size).swapaxes(0, 1)
+
+    def attend(part: tuple[jax.Array, jax.Array]) -> jax.Array:
+        first, queries = part
+        scores = jnp.einsum("btkgh,bskh->bkgts", queries, k, preferred_element_type=jnp.float32) * size**-0.5
+        distance = first + jnp.arange(rows)[:, None] - jnp.arange(length)[None]
+        visible = (distance >= 0) & ((window == 0) | (distance < window))
+        weights = jax.nn.softmax(jnp.where(visible, scores, -1e30), axis=-1)
+        return jnp.einsum("bkgts,bskh->btkgh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+
+    # Learned rounding differentiates through this; what is kept for it would be all the scores.
+    out = lax.map(jax.checkpoint(attend), (jnp.arange(count) * rows, parts)).astype(q.dtype)
+    return out.swapaxes(0, 1).reshape(batch, rows * count, heads, size)[:, :length]
 
 
 def gated(weights: Weights, normed: jax.Array) -> jax.Array:

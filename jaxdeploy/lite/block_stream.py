@@ -12,6 +12,8 @@ from jaxdeploy.lite.block import LINEARS, Positions, Weights, block
 from jaxdeploy.lite.statistics import InputStatistics, LayerStatistics, count_chunk
 from jaxdeploy.model.norm import rms_norm
 
+CHUNK_TOKENS = 8192
+
 
 class BlockStream:
     """x [B, T, D] of every sample before the next layer, in chunks of B samples.
@@ -20,7 +22,7 @@ class BlockStream:
         config: of the model.
         embedding: [V, D] float32.
         tokens: [S, T].
-        batch: B of a chunk.
+        batch: B of a chunk; on a GPU at least as many as have CHUNK_TOKENS together, to keep it busy.
         dtype: of activations.
     """
 
@@ -34,8 +36,11 @@ class BlockStream:
         dtype: str,
     ):
         self._config = config
+        if jax.default_backend() != "cpu":
+            batch = max(batch, CHUNK_TOKENS // tokens.shape[1])
         parts = [tokens[start : start + batch] for start in range(0, len(tokens), batch)]
-        self.chunks = [jnp.asarray(embedding[part], dtype) for part in parts]
+        table = jnp.asarray(embedding).astype(dtype)
+        self.chunks = [_embed(table, part) for part in parts]
 
     def statistics(self, weights: Weights, places: Positions) -> LayerStatistics:
         """Of all linear modules' inputs in the coming layer."""
@@ -62,6 +67,11 @@ class BlockStream:
             taken.append(x)
             tokens += x.shape[0] * x.shape[1]
         return taken
+
+
+@jax.jit
+def _embed(table: jax.Array, tokens: jax.Array) -> jax.Array:
+    return jnp.take(table, tokens, axis=0)
 
 
 @partial(jax.jit, static_argnums=0)

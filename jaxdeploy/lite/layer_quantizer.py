@@ -1,6 +1,7 @@
 """Quantizing one layer: statistics, scales, ranges, rounding."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -86,14 +87,14 @@ class LayerQuantizer:
             else:
                 rounded = {linear: self._round(linear, weights, statistics, shares[linear]) for linear in LINEARS}
             rounded = jax.block_until_ready(rounded)
-        for linear, (q, grid, order) in rounded.items():
-            w = dequantize(q, grid)
-            weights[f"{linear}.weight"] = w if order is None else jnp.zeros_like(w).at[:, order].set(w)
-        errors = [
-            relative_error(self._config, original, weights, x, places)
-            for x in stream.first_tokens(recipe.search_tokens)
-        ]
-        wrong, size = (sum(float(pair[part]) for pair in errors) for part in (0, 1))
+        for linear, parts in rounded.items():
+            weights[f"{linear}.weight"] = _restored(*parts)
+        with self._stages.timed("error"):
+            errors = [
+                relative_error(self._config, original, weights, x, places)
+                for x in stream.first_tokens(recipe.search_tokens)
+            ]
+            wrong, size = np.sum(np.asarray(jnp.array(errors), np.float64), axis=0).tolist()
         return QuantizedLayer(
             linears={linear: _on_host(*parts) for linear, parts in rounded.items()},
             weights=weights,
@@ -132,8 +133,8 @@ class LayerQuantizer:
         )
 
     def _fitted(self, linear: str, weights: Weights, share: jax.Array) -> Grid:
-        low, high = group_range(weights[f"{linear}.weight"], self._group(weights, linear))
-        return fit_grid(low * share, high * share, self._dtype, self._recipe.lowest_zero)
+        group = self._group(weights, linear)
+        return _fit(weights[f"{linear}.weight"], share, group, self._dtype, self._recipe.lowest_zero)
 
     def _round(
         self, linear: str, weights: Weights, statistics: LayerStatistics, share: jax.Array
@@ -141,7 +142,7 @@ class LayerQuantizer:
         recipe, w = self._recipe, weights[f"{linear}.weight"]
         if recipe.rounding == "nearest":
             grid = self._fitted(linear, weights, share)
-            return round_nearest(w, grid), grid, None
+            return _round_nearest(w, grid), grid, None
         hessian = statistics[linear].hessian
         order = jnp.argsort(-jnp.diagonal(hessian)) if recipe.act_order else None
         fitted = recipe.clip or (recipe.act_order and not recipe.stored_act_order)
@@ -177,8 +178,15 @@ class LayerQuantizer:
 
 
 def _join(inputs: list[jax.Array], targets: list[jax.Array], tokens: int) -> list[tuple[jax.Array, jax.Array]]:
-    """Chunks of the same shape put together until they have ``tokens``; leftovers that would need another shape are dropped."""
+    """Chunks of the same shape put together or cut up until they have ``tokens``; leftovers of another shape are dropped."""
     size, length = inputs[0].shape[:2]
+    rows = max(tokens // length, 1)
+    if rows < size:
+        return [
+            (x[start : start + rows], y[start : start + rows])
+            for x, y in zip(inputs, targets, strict=True)
+            for start in range(0, x.shape[0] - rows + 1, rows)
+        ]
     count = min(max(tokens // (size * length), 1), max(len(inputs) - (inputs[-1].shape[0] != size), 1))
     batches = []
     for start in range(0, len(inputs) - count + 1, count):
@@ -188,10 +196,25 @@ def _join(inputs: list[jax.Array], targets: list[jax.Array], tokens: int) -> lis
     return batches
 
 
+@jax.jit
+def _restored(q: jax.Array, grid: Grid, order: jax.Array | None) -> jax.Array:
+    w = dequantize(q, grid)
+    return w if order is None else jnp.zeros_like(w).at[:, order].set(w)
+
+
+@partial(jax.jit, static_argnums=(2, 3, 4))
+def _fit(w: jax.Array, share: jax.Array, group: int, scale_dtype: str, lowest_zero: int) -> Grid:
+    low, high = group_range(w, group)
+    return fit_grid(low * share, high * share, scale_dtype, lowest_zero)
+
+
+_round_nearest = jax.jit(round_nearest)
+
+
 def _on_host(q: jax.Array, grid: Grid, order: jax.Array | None) -> QuantizedLinear:
     return QuantizedLinear(
-        np.asarray(q).astype(np.uint8),
+        np.asarray(q.astype(jnp.uint8)),
         np.asarray(grid.scale),
-        np.asarray(grid.zero).astype(np.uint8),
+        np.asarray(grid.zero.astype(jnp.uint8)),
         None if order is None else np.asarray(order).astype(np.int32),
     )

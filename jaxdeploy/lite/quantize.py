@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -59,6 +60,7 @@ def quantize_model(
     force: bool = False,
     compile_cache: str | None = None,
     progress: Progress | None = None,
+    samples: Samples | None = None,
 ) -> QuantizationReport:
     """Quantize a model's linear layers to int4 and write a Hugging Face checkpoint.
 
@@ -73,6 +75,7 @@ def quantize_model(
         force: replace ``work_dir`` if it holds a model.
         compile_cache: as for the engine.
         progress: called with ("sample" | "layers", done, total).
+        samples: tokens to take instead of making them as ``calibration`` says.
 
     Raises:
         ConfigError: options that can't work, or a folder that can't be written.
@@ -87,7 +90,7 @@ def quantize_model(
         run = _Run(checkpoint, target, recipe, calibration, work, progress)
         with _disk_errors(work):
             try:
-                return run.go(resume)
+                return run.go(resume, samples)
             except UserError:
                 work.discard_unless_begun()
                 raise
@@ -124,19 +127,27 @@ class _Run:
         self.dtype = "float32" if jax.default_backend() == "cpu" else target.dtype
         self.float_files, self.int4_files = LayerFiles(self.config), LayerFiles(target.config, target.layout)
         self.quantizer = LayerQuantizer(self.config, recipe, target.dtype, self.stages)
+        self._reader: ThreadPoolExecutor
+        self._writer: ThreadPoolExecutor
+        self._next: Future[dict[str, np.ndarray]] | None = None
+        self._saving: Future[None] | None = None
 
-    def go(self, resume: bool) -> QuantizationReport:
+    def go(self, resume: bool, given: Samples | None = None) -> QuantizationReport:
         begun = time.perf_counter()
         settings = {"model": str(self.checkpoint.path.resolve()), **asdict(self.recipe), **asdict(self.calibration)}
         self.work.open(settings, resume=resume)
         with self.stages.timed("samples"):
-            samples = self._samples()
+            samples = self._samples(given)
             streams = self._streams(samples)
         records = []
-        for layer in range(self.config.num_layers):
-            records.append(self._layer(layer, streams, samples.calibration.shape[1]))
-            if self.progress:
-                self.progress("layers", layer + 1, self.config.num_layers)
+        with ThreadPoolExecutor(1, "read") as self._reader, ThreadPoolExecutor(1, "write") as self._writer:
+            self._read_ahead(0)
+            for layer in range(self.config.num_layers):
+                records.append(self._layer(layer, streams, samples.calibration.shape[1]))
+                if self.progress:
+                    self.progress("layers", layer + 1, self.config.num_layers)
+            with self.stages.timed("write"):
+                self._saved()
         with self.stages.timed("perplexity"):
             before, after = self._losses(streams, samples.held_out)
         with self.stages.timed("write"):
@@ -165,11 +176,11 @@ class _Run:
         write_html(report, written / "report.html")
         return report
 
-    def _samples(self) -> Samples:
+    def _samples(self, given: Samples | None) -> Samples:
         kept = self.work.samples()
         if kept is not None:
             return kept
-        samples = make_samples(self.checkpoint, self.calibration, self.dtype, self.progress)
+        samples = given or make_samples(self.checkpoint, self.calibration, self.dtype, self.progress)
         self.work.save_samples(samples)
         return samples
 
@@ -190,9 +201,10 @@ class _Run:
     def _layer(self, layer: int, streams: _Streams, length: int) -> LayerRecord:
         begun = time.perf_counter()
         with self.stages.timed("read"):
-            assert self.checkpoint.source is not None
-            weights = self.float_files.read(self.checkpoint.source, layer)
-            weights = jax.block_until_ready({name: jnp.asarray(array) for name, array in weights.items()})
+            assert self._next is not None
+            weights = {name: jnp.asarray(array) for name, array in self._next.result().items()}
+            weights = jax.block_until_ready(weights)
+            self._read_ahead(layer + 1)
         places = positions(self.config, length, layer)
         with self.stages.timed("forward"):
             for stream in (streams.exact, streams.held_out_exact):
@@ -222,10 +234,31 @@ class _Run:
 
     def _save(self, layer: int, done: QuantizedLayer, seconds: float) -> dict[str, Any]:
         record = asdict(LayerRecord(layer, done.error, seconds, done.alphas, done.shares))
-        floats = {name: np.asarray(array) for name, array in done.weights.items()}
-        matrices = {linear: part.matrix(self.target.numpy_dtype) for linear, part in done.linears.items()}
-        self.work.save_layer(layer, self.int4_files.tensors(floats, matrices, layer, self.target.numpy_dtype), record)
+        packed = {f"{linear}.weight" for linear in done.linears}
+        floats = {name: np.asarray(array) for name, array in done.weights.items() if name not in packed}
+        self._saved()
+
+        def save() -> None:
+            dtype = self.target.numpy_dtype
+            matrices = {linear: part.matrix(dtype) for linear, part in done.linears.items()}
+            self.work.save_layer(layer, self.int4_files.tensors(floats, matrices, layer, dtype), record)
+
+        # Packing takes the host as long as the device takes for the next layer.
+        self._saving = self._writer.submit(save)
         return record
+
+    def _saved(self) -> None:
+        """Wait for the layer that is being written; its errors come up here."""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
+
+    def _read_ahead(self, layer: int) -> None:
+        """Begin to read a layer while the device has another to do."""
+        source = self.checkpoint.source
+        assert source is not None
+        more = layer < self.config.num_layers
+        self._next = self._reader.submit(self.float_files.read, source, layer) if more else None
 
     def _losses(self, streams: _Streams, tokens: np.ndarray) -> tuple[float | None, float | None]:
         if streams.held_out is None or streams.held_out_exact is None:
