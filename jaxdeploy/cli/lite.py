@@ -52,13 +52,17 @@ def perplexity(
         int | None, typer.Option("--max-tokens", help="Stop after this many tokens. Default: the whole text.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
+    kv_rotation: options.KvRotation = DEFAULTS.kv_rotation,
     model_format: options.ModelFormat = DEFAULTS.model_format,
     dtype: options.Dtype = DEFAULTS.dtype,
     tp: options.Tp = DEFAULTS.tp,
     cache_block_seq_len: options.CacheBlockSeqLen = DEFAULTS.cache_block_seq_len,
     compile_cache: options.CompileCache = DEFAULTS.compile_cache,
 ) -> None:
-    """Perplexity of models on a text, one row per model and --quant-policy."""
+    """Perplexity of models on a text, one row per model and --quant-policy.
+
+    Every row but the first is compared with the first, window by window: do they differ beyond noise?
+    """
     configs = {
         policy: options.engine_config(
             dtype=dtype,
@@ -67,6 +71,7 @@ def perplexity(
             max_batch_size=1,
             cache_block_seq_len=cache_block_seq_len,
             quant_policy=policy,
+            kv_rotation=kv_rotation if policy else None,
             compile_cache=compile_cache,
         )
         for policy in quant_policy or [DEFAULTS.quant_policy]
@@ -91,13 +96,47 @@ def perplexity(
                     progress=progress,
                 )
             rows.append({"model": model or "demo", "quant_policy": policy, **asdict(result)})
-    print(to_json(rows) if as_json else "\n".join(table_lines(rows)))
+    for row in rows[1:]:
+        row["against_first"] = against(rows[0], row)
+    print(to_json(rows) if as_json else "\n".join([*table_lines(rows), *comparison_lines(rows)]))
+
+
+def against(first: dict[str, Any], row: dict[str, Any]) -> dict[str, Any] | None:
+    """``row`` compared with ``first``; None if their windows are not the same tokens."""
+    from jaxdeploy.lite.comparison import compare_windows
+
+    if row["window_tokens"] != first["window_tokens"]:
+        return None
+    found = compare_windows(first["window_nll"], row["window_nll"], row["window_tokens"])
+    return {**asdict(found), "differs": found.differs, "sentence": found.sentence()}
+
+
+def comparison_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """A line for each row but the first."""
+    if len(rows) < 2:
+        return []
+    lines = ["", f"against {_row_name(rows[0])}:"]
+    for row in rows[1:]:
+        found = row["against_first"]
+        said = "not comparable, the tokenizers cut the text differently" if found is None else found["sentence"]
+        lines.append(f"  {_row_name(row)}: {said}")
+    return lines
+
+
+def _row_name(row: dict[str, Any]) -> str:
+    return f"{row['model']} with quant policy {row['quant_policy']}"
 
 
 def to_json(rows: list[dict[str, Any]]) -> str:
     """``rows`` as a JSON list. JSON has no NaN: the standard error of a single window becomes null."""
-    known = [{name: None if value != value else value for name, value in row.items()} for row in rows]
-    return json.dumps(known, indent=2, allow_nan=False)
+    return json.dumps([_known(row) for row in rows], indent=2, allow_nan=False)
+
+
+def _known(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: _known(value) if isinstance(value, dict) else None if value != value else value
+        for name, value in row.items()
+    }
 
 
 def read_text(path: Path) -> str:

@@ -54,6 +54,15 @@ QuantPolicy = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
+KvRotation = Annotated[
+    bool | None,
+    typer.Option(
+        "--kv-rotation/--no-kv-rotation",
+        help="Turn keys and values before they are quantized, so that a few large channels cost the others no precision. "
+        "Default: for --quant-policy 4.",
+        rich_help_panel=_PANEL,
+    ),
+]
 ModelFormat = Annotated[
     str | None,
     typer.Option(
@@ -143,6 +152,7 @@ def engine_config(
     cache_max_entry_count: str = DEFAULT_ENTRY_COUNT,
     cache_block_seq_len: int = DEFAULTS.cache_block_seq_len,
     quant_policy: int = DEFAULTS.quant_policy,
+    kv_rotation: bool | None = DEFAULTS.kv_rotation,
     enable_prefix_caching: bool = DEFAULTS.enable_prefix_caching,
     max_prefill_token_num: int | None = DEFAULTS.max_prefill_token_num,
     num_tokens_per_iter: int | None = DEFAULTS.num_tokens_per_iter,
@@ -162,6 +172,7 @@ def engine_config(
         cache_max_entry_count=parse_entry_count(cache_max_entry_count),
         cache_block_seq_len=cache_block_seq_len,
         quant_policy=quant_policy,
+        kv_rotation=kv_rotation,
         enable_prefix_caching=enable_prefix_caching,
         max_prefill_token_num=max_prefill_token_num,
         num_tokens_per_iter=num_tokens_per_iter,

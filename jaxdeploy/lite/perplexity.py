@@ -33,6 +33,7 @@ class PerplexityResult:
         nll_per_token: that mean, natural log.
         standard_error: of the mean, over windows; relative error of the perplexity. NaN for a single window.
         window_nll: mean of each window, to compare two models window by window.
+        window_tokens: that each window scored.
         tokens: that were scored.
         seconds: spent scoring, compilation included.
     """
@@ -41,6 +42,7 @@ class PerplexityResult:
     nll_per_token: float
     standard_error: float
     window_nll: tuple[float, ...]
+    window_tokens: tuple[int, ...]
     tokens: int
     seconds: float
 
@@ -114,4 +116,6 @@ def _score(scorer: Scorer, ids: list[int], window: int, stride: int, progress: P
     error = math.nan
     if len(means) > 1:
         error = float(np.sqrt(np.sum(weights**2 * deviation**2) * len(means) / (len(means) - 1)))
-    return PerplexityResult(math.exp(mean), mean, error, tuple(means), total, time.perf_counter() - begun)
+    return PerplexityResult(
+        math.exp(mean), mean, error, tuple(means), tuple(counts), total, time.perf_counter() - begun
+    )
