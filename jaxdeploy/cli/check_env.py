@@ -5,10 +5,13 @@ import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from jaxdeploy.cli import options
+from jaxdeploy.config.engine import EngineConfig
 from jaxdeploy.demo import demo_model_path
 from jaxdeploy.errors import ConfigError
 
@@ -116,8 +119,57 @@ def report_lines(report: dict[str, Any]) -> list[str]:
     return [f"{name:<{width}}  {value}" for name, value in rows]
 
 
+def plan_report(model: Path, gpu_memory: str | None, options: EngineConfig, as_json: bool) -> str:
+    """What ``check_env --plan`` prints.
+
+    Raises:
+        UserError: a model or a size that is not understood.
+    """
+    # Nothing of this needs a device, and a GPU's memory is left to whoever uses it.
+    from jaxdeploy.cache.sizing import device_bytes
+    from jaxdeploy.cli.compile_cache import compile_cache_folder  # noqa: F401  sets XLA's environment before jax starts
+    from jaxdeploy.cli.memory_table import parse_bytes, table_lines, table_rows
+
+    if gpu_memory is None:
+        import jax
+
+        gpu_bytes = device_bytes(jax.devices()[0])
+    else:
+        gpu_bytes = parse_bytes(gpu_memory)
+    rows = table_rows(model, options, gpu_bytes)
+    return json.dumps(rows, indent=2) if as_json else "\n".join(table_lines(rows, gpu_bytes))
+
+
 @app.command()
-def check_env(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def check_env(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    plan: Annotated[
+        Path | None,
+        typer.Option(
+            "--plan",
+            metavar="MODEL",
+            help="Instead, show what fits on a GPU beside this model: weights and pages by precision and share. Takes a "
+            "checkpoint, a GGUF file or a config.json.",
+        ),
+    ] = None,
+    gpu_memory: Annotated[
+        str | None,
+        typer.Option("--gpu-memory", metavar="SIZE", help="For --plan: 24GiB, 80GB, ... Default: this machine's GPU."),
+    ] = None,
+    session_len: options.SessionLen = options.DEFAULTS.session_len,
+    max_batch_size: options.MaxBatchSize = options.DEFAULTS.max_batch_size,
+    cache_block_seq_len: options.CacheBlockSeqLen = options.DEFAULTS.cache_block_seq_len,
+    max_prefill_token_num: options.MaxPrefillTokenNum = options.DEFAULTS.max_prefill_token_num,
+) -> None:
     """Show versions, devices with their memory, kernels, the compilation cache and the demo model."""
+    if plan is not None:
+        engine = options.engine_config(
+            session_len=session_len,
+            max_batch_size=max_batch_size,
+            cache_block_seq_len=cache_block_seq_len,
+            max_prefill_token_num=max_prefill_token_num,
+        )
+        print(plan_report(plan, gpu_memory, engine, as_json))
+        return
     report = collect()
     print(json.dumps(report, indent=2) if as_json else "\n".join(report_lines(report)))

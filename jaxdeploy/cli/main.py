@@ -18,6 +18,7 @@ ENGINE_ERROR_EXIT = 1
 COMMANDS = (
     LazyCommand("chat", "jaxdeploy.cli.chat", "Chat with a model in the terminal, or answer one --prompt."),
     LazyCommand("serve", "jaxdeploy.cli.serve", "Serve a model by the OpenAI API."),
+    LazyCommand("compile", "jaxdeploy.cli.compile", "Compile a model ahead, so that its next start is quick."),
     LazyCommand("lite", "jaxdeploy.cli.lite", "Measure and compress models."),
     LazyCommand("check_env", "jaxdeploy.cli.check_env", "Show versions, devices and what runs here."),
 )
