@@ -27,6 +27,7 @@ from jaxdeploy.lite.layer_weights import LayerFiles, outer_names, read_finite
 from jaxdeploy.lite.progress import Progress
 from jaxdeploy.lite.recipe import Calibration, Recipe
 from jaxdeploy.lite.report import LayerRecord, QuantizationReport, StageRecord
+from jaxdeploy.lite.report_charts import write_charts
 from jaxdeploy.lite.report_html import write_html
 from jaxdeploy.lite.stages import Stages
 from jaxdeploy.lite.work_folder import WorkFolder
@@ -174,6 +175,7 @@ class _Run:
         )
         (written / "report.json").write_text(json.dumps(report.as_dict(), indent=2) + "\n", encoding="utf-8")
         write_html(report, written / "report.html")
+        write_charts(report, written)
         return report
 
     def _samples(self, given: Samples | None) -> Samples:
