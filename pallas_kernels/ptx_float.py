@@ -139,8 +139,13 @@ def word(bits: int) -> Int:
 
 def halves_fma(pair: Int, factor: int, addend: int) -> Int:
     """``pair * factor + addend`` of two float16 values; constants are words of two float16."""
+    return halves_fma_words(pair, word(factor), word(addend))
+
+
+def halves_fma_words(pair: Int, factor: Int, addend: Int) -> Int:
+    """``pair * factor + addend`` of two float16 values each, one rounding."""
     text = "fma.rn.f16x2 $0, $1, $2, $3;"
-    return Int(ptx.asm(text, pair, word(factor), word(addend), results=(ptx.i32(),), pure=True)[0])
+    return Int(ptx.asm(text, pair, factor, addend, results=(ptx.i32(),), pure=True)[0])
 
 
 def halves_add(pair: Int, addend: int) -> Int:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from jax.experimental.mosaic.gpu import utils
+from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import arith, scf
 
@@ -11,6 +12,12 @@ from pallas_kernels import ptx
 from pallas_kernels.ptx import Int
 
 BARRIER_BYTES = 8
+
+
+def run_inline(emit: Callable[..., None], arg_types: Sequence[Any], *arguments: Any) -> None:
+    """Emit per-thread code at this point of a Pallas kernel: ``emit(launch context, *values of the arguments)``."""
+    plgpu.inline_mgpu(arg_types=tuple(arg_types))(emit)(*arguments)
+
 
 when = utils.when
 """``with when(condition):`` emits code for the threads where the condition holds."""

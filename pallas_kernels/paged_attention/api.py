@@ -113,10 +113,19 @@ def paged_prefill(
     which are already in its pages. Rows that have queries come first. Other arguments as in ``paged_decode``.
 
     Raises:
-        ValueError: shapes that don't fit each other, or an unknown implementation.
+        ValueError: shapes that don't fit each other, an unknown implementation or one that can't take the call.
     """
     _check(q, k_pages, v_pages, implementation)
-    return prefill_reference(
-        q, k_pages, v_pages, jnp.asarray(layer, jnp.int32), block_table, query_start, context_lens,
-        jnp.asarray(window, jnp.int32), scale=scale, soft_cap=soft_cap,
+    _, pages, _, page_size, _ = k_pages.values.shape
+    check_pages(block_table, context_lens, pages=pages, page_size=page_size)
+    bits, options = k_pages.bits, {"scale": scale, "soft_cap": soft_cap}
+
+    def run(prefill, q, k, k_pairs, v, v_pairs, *rest):
+        return prefill(q, Pages(k, k_pairs, bits), Pages(v, v_pairs, bits), *rest, **options)
+
+    return _choose(
+        implementation, mosaic.reason_not_prefill(q, k_pages, block_table.shape[0]),
+        partial(run, mosaic.prefill), partial(run, prefill_reference),
+        q, k_pages.values, k_pages.pairs, v_pages.values, v_pages.pairs,
+        jnp.asarray(layer, jnp.int32), block_table, query_start, context_lens, jnp.asarray(window, jnp.int32),
     )  # fmt: skip

@@ -26,6 +26,7 @@ from jaxtyping import Array, Float, Int32, Num
 from pallas_kernels import ptx, ptx_sync
 from pallas_kernels.paged_attention.decode_warp import DecodeWarp
 from pallas_kernels.paged_attention.fragments import Stored
+from pallas_kernels.paged_attention.page_copies import PageCopies
 from pallas_kernels.paged_attention.split import Split
 from pallas_kernels.ptx import Int, constant
 from pallas_kernels.ptx_float import scan_warp
@@ -281,6 +282,10 @@ class _Block:
     def _load_units(self, units: Int, first: Int, pipelines: int) -> None:
         """The warp that copies."""
         shape, split, stages = self.shape, self.split, self.layout.stages
+        copies = PageCopies(
+            self.pools, shape.kinds, self.layout.kind_offsets, self.table, shape.table_width, self.layer, shape.pages,
+            shape.kv_heads, shape.page_size, split.tile,
+        )  # fmt: skip
 
         def load_unit(i: Int, carry):
             unit = first + i * pipelines
@@ -304,7 +309,8 @@ class _Block:
                 (number,) = carry
                 stage = number % stages
                 ptx_sync.wait(self.empty + stage * 8, ((number // stages) & 1) ^ 1)
-                self._load_tile(stage, row, head, (begin + j) * split.tile, context.length)
+                target, token = self.ring + stage * self.layout.stage_bytes, (begin + j) * split.tile
+                copies.start(target, self.full + stage * 8, self.lane, row, head, token, context.length)
                 return [number + 1]
 
             return ptx.repeat(count, carry, load_tile)
@@ -315,30 +321,6 @@ class _Block:
         """Where the queries of the i-th unit are, and the barrier that reports them."""
         number = i % _SLOTS
         return self.slots + number * self.layout.slot_bytes, self.slot_full + number * 8
-
-    def _load_tile(self, stage: Int, row: Int, head: Int, token: Int, length: Int) -> None:
-        shape, tile = self.shape, self.config.tile
-        piece = min(tile, shape.page_size)
-        pieces, kinds = tile // piece, shape.kinds
-        valid = ptx_sync.minimum(ptx_sync.ceil_div(length - token, piece), pieces)
-        barrier = self.full + stage * 8
-        with ptx_sync.when(ptx_sync.equal(self.lane, 0)):
-            ptx_sync.arrive_expecting(barrier, valid * (piece * sum(kinds)))
-        ptx.sync_warp()
-        for start in range(0, pieces * len(kinds), 32):
-            work = self.lane + start
-            kind, index = work % len(kinds), work // len(kinds)
-            with ptx_sync.when(index < valid):
-                place = token + index * piece
-                page = ptx.load_global(self._at(self.table, row * shape.table_width + place // shape.page_size))
-                # Tokens of a pool are more than 32 bits can count.
-                page_head = (self.layer.wide() * shape.pages + page.wide()) * shape.kv_heads + head.wide()
-                source = page_head * shape.page_size + (place % shape.page_size).wide()
-                stage_address = self.ring + stage * self.layout.stage_bytes
-                for k, size in enumerate(kinds):
-                    with ptx_sync.when(ptx_sync.equal(kind, k)):
-                        target = stage_address + self.layout.kind_offsets[k] + index * (piece * size)
-                        ptx_sync.copy_bulk(target, self.pools[k] + source * size, piece * size, barrier)
 
     def _compute_units(self, units: Int) -> None:
         """The warps that compute."""

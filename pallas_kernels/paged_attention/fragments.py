@@ -86,7 +86,7 @@ class Stored:
             return [(_bytes(w, 0x4140), _bytes(w, 0x4342)) for w in words]
         steps = []
         for word in words:
-            first, second, third, fourth = _nibbles(word)
+            first, second, third, fourth = float16_nibbles(word)
             steps += [(first, second), (third, fourth)]
         return steps
 
@@ -121,10 +121,15 @@ class Stored:
                 rows += [permute(a, b, 0x5410), permute(a, b, 0x7632)]
             elif self.bits == 8:
                 for pairs in (permute(a, b, 0x5140), permute(a, b, 0x7362)):
-                    rows += [_bytes(pairs, 0x4140), _bytes(pairs, 0x4342)]
+                    rows += float16_bytes(pairs)
             else:
-                rows += [*_nibbles(permute(a, b, 0x5410)), *_nibbles(permute(a, b, 0x7632))]
+                rows += [*float16_nibbles(permute(a, b, 0x5410)), *float16_nibbles(permute(a, b, 0x7632))]
         return rows
+
+
+def float16_bytes(word: Int) -> list[Int]:
+    """Bytes (0, 1), (2, 3) of a word as float16."""
+    return [_bytes(word, 0x4140), _bytes(word, 0x4342)]
 
 
 def _bytes(word: Int, selector: int) -> Int:
@@ -132,7 +137,7 @@ def _bytes(word: Int, selector: int) -> Int:
     return halves_add(permute(word, ptx.constant(_HIGH_BYTES), selector), _MINUS_BASE)
 
 
-def _nibbles(word: Int) -> list[Int]:
+def float16_nibbles(word: Int) -> list[Int]:
     """Nibbles (0, 4), (1, 5), (2, 6), (3, 7) of a word as float16."""
     values = []
     for part in (word, word >> 8):

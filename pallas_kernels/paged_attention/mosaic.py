@@ -1,5 +1,7 @@
 """Paged attention on Hopper: which calls its kernels take, and the calls."""
 
+from dataclasses import replace
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
@@ -7,18 +9,26 @@ from pallas_kernels.paged_attention import decode_mosaic
 from pallas_kernels.paged_attention.decode_mosaic import DecodeConfig, Shape
 from pallas_kernels.paged_attention.fragments import Stored
 from pallas_kernels.paged_attention.merge_mosaic import merge_partials
+from pallas_kernels.paged_attention.prefill_mosaic import PrefillShape, prefill_tiles_attention
+from pallas_kernels.paged_attention.prefill_tiles import Tiles
 from pallas_kernels.paged_attention.reference import Pages
 
 _SHORT = {"bfloat16": "bf16", "float16": "f16"}
+
+
+def _reason_not_dtypes(q: Array, k_pages: Pages) -> str | None:
+    same = k_pages.bits != 16 or q.dtype == k_pages.values.dtype
+    if str(q.dtype) in _SHORT and same:
+        return None
+    return f"queries of {q.dtype} and pages of {k_pages.values.dtype} must both be bfloat16 or both float16"
 
 
 def decode_shape(
     q: Float[Array, "B N H"], k_pages: Pages, table_width: int, *, scale: float, soft_cap: float
 ) -> Shape | str:
     """The sizes of a call, or why its types are not the kernel's."""
-    dtypes = {str(q.dtype), str(k_pages.values.dtype) if k_pages.bits == 16 else str(q.dtype)}
-    if not dtypes <= set(_SHORT) or len(dtypes) > 1:
-        return f"queries of {q.dtype} and pages of {k_pages.values.dtype} must both be bfloat16 or both float16"
+    if reason := _reason_not_dtypes(q, k_pages):
+        return reason
     _, pages, kv_heads, page_size, _ = k_pages.values.shape
     name = _SHORT[str(q.dtype)]
     return Shape(
@@ -61,11 +71,63 @@ def decode(
     config = config or decode_mosaic.default_config(shape)
     if reason := decode_mosaic.reason_not(shape, config):
         raise ValueError(f"the decode kernel can't take this call: {reason}")
-    pools = (k_pages.values, v_pages.values)
-    if k_pages.pairs is not None and v_pages.pairs is not None:
-        pools = (*pools, k_pages.pairs, v_pages.pairs)
     window = window.reshape(1)
     partials, stats, split = decode_mosaic.decode_partials(
-        q, pools, layer.reshape(1), block_table, context_lens, window, shape, config
+        q, _pools(k_pages, v_pages), layer.reshape(1), block_table, context_lens, window, shape, config
     )
     return merge_partials(partials, stats, context_lens, window, split, str(jnp.dtype(q.dtype)))
+
+
+def prefill_shape(
+    q: Float[Array, "T N H"], k_pages: Pages, rows: int, *, scale: float, soft_cap: float
+) -> PrefillShape | str:
+    """The sizes of a call, or why the prefill kernel can't take it."""
+    if reason := _reason_not_dtypes(q, k_pages):
+        return reason
+    _, pages, kv_heads, page_size, _ = k_pages.values.shape
+    shape = PrefillShape(
+        tokens=q.shape[0], heads=q.shape[1], kv_heads=kv_heads, head_dim=q.shape[2], pages=pages, page_size=page_size,
+        rows=rows, dtype=str(q.dtype), bits=k_pages.bits, scale=scale, soft_cap=soft_cap,
+    )  # fmt: skip
+    return shape.reason_not or shape
+
+
+def reason_not_prefill(q: Float[Array, "T N H"], k_pages: Pages, rows: int) -> str | None:
+    """Why the prefill kernel can't take a call; None if it can."""
+    shape = prefill_shape(q, k_pages, rows, scale=1.0, soft_cap=0.0)
+    return shape if isinstance(shape, str) else None
+
+
+def prefill(
+    q: Float[Array, "T N H"],
+    k_pages: Pages,
+    v_pages: Pages,
+    layer: Int32[Array, ""],
+    block_table: Int32[Array, "B W"],
+    query_start: Int32[Array, "B+1"],
+    context_lens: Int32[Array, " B"],
+    window: Int32[Array, ""],
+    *,
+    scale: float,
+    soft_cap: float = 0.0,
+    key_tile: int = 128,
+    stages: int = 2,
+) -> Float[Array, "T N H"]:
+    """As ``prefill_reference``, by the kernel.
+
+    Raises:
+        ValueError: a call that ``reason_not_prefill`` names a reason for.
+    """
+    shape = prefill_shape(q, k_pages, block_table.shape[0], scale=scale, soft_cap=soft_cap)
+    if isinstance(shape, str):
+        raise ValueError(f"the prefill kernel can't take this call: {shape}")
+    shape = replace(shape, key_tile=key_tile, stages=stages)
+    tiles = Tiles.of(query_start, q.shape[0])
+    pools = _pools(k_pages, v_pages)
+    return prefill_tiles_attention(q, pools, layer, block_table, tiles, context_lens, window, shape)
+
+
+def _pools(k_pages: Pages, v_pages: Pages) -> tuple[Array, ...]:
+    if k_pages.pairs is None or v_pages.pairs is None:
+        return k_pages.values, v_pages.values
+    return k_pages.values, v_pages.values, k_pages.pairs, v_pages.pairs

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pallas_kernels.paged_attention.api import paged_decode
+from pallas_kernels.paged_attention.api import paged_decode, paged_prefill
 from pallas_kernels.paged_attention.cases import CASES, AttentionCase
 from pallas_kernels.paged_attention.reference import Pages
 
-LAYERS, PAGES, WIDTH, ROWS = 32, 512, 128, 8
+LAYERS, PAGES, WIDTH, ROWS, TOKENS = 32, 512, 128, 8, 300
 
 struct = jax.ShapeDtypeStruct
 
@@ -32,6 +32,17 @@ def lower_decode(case: AttentionCase, implementation: str | None, dtype=jnp.bflo
     q = struct((ROWS, case.heads, case.head_dim), dtype)
     arguments = (q, pool(case, dtype), pool(case, dtype), ints(), ints(ROWS, WIDTH), ints(ROWS), ints())
     return jax.jit(decode).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+
+
+def lower_prefill(case: AttentionCase, implementation: str | None, dtype=jnp.bfloat16, **options) -> str:
+    def prefill(q, k, v, *rest):
+        k_pages, v_pages = Pages(k[0], k[1], case.bits), Pages(v[0], v[1], case.bits)
+        return paged_prefill(q, k_pages, v_pages, *rest, scale=0.1, implementation=implementation, **options)
+
+    q = struct((TOKENS, case.heads, case.head_dim), dtype)
+    rows = ints(ROWS, WIDTH), ints(ROWS + 1), ints(ROWS)
+    arguments = (q, pool(case, dtype), pool(case, dtype), ints(), *rows, ints())
+    return jax.jit(prefill).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
 
 
 def case_id(case: AttentionCase) -> str:
@@ -58,10 +69,28 @@ def test_decode_kernel_with(bits, options):
     assert "@mosaic_gpu_v2" in lower_decode(AttentionCase("any", 8, 2, 128, bits), "mosaic", **options)
 
 
+PAGES_OF = [AttentionCase("page", 8, 2, 64, bits, page) for bits in (16, 8, 4) for page in (16, 32, 128)]
+
+
+@pytest.mark.parametrize("case", [*CASES, *PAGES_OF], ids=case_id)
+def test_prefill_kernel(case):
+    text = lower_prefill(case, "mosaic")
+    assert text.count("@mosaic_gpu_v2") == 1
+    assert "stablehlo.while" not in text
+
+
+@pytest.mark.parametrize("options", [{"soft_cap": 30.0}, {"dtype": jnp.float16}], ids=str)
+@pytest.mark.parametrize("bits", [16, 8, 4])
+def test_prefill_kernel_with(bits, options):
+    assert "@mosaic_gpu_v2" in lower_prefill(AttentionCase("any", 8, 2, 128, bits), "mosaic", **options)
+
+
 def test_the_default_is_the_kernel_on_cuda_and_the_reference_elsewhere():
     case = AttentionCase("any", 8, 2, 64, 4)
     assert "@mosaic_gpu_v2" in lower_decode(case, None)
     assert "@mosaic_gpu_v2" not in lower_decode(case, "reference")
+    assert "@mosaic_gpu_v2" in lower_prefill(case, None)
+    assert "@mosaic_gpu_v2" not in lower_prefill(case, "reference")
 
 
 @pytest.mark.parametrize(
@@ -79,3 +108,18 @@ def test_what_the_kernel_cannot_take_goes_to_the_reference(case, dtype, reason):
     assert "@mosaic_gpu_v2" not in lower_decode(case, None, dtype)
     with pytest.raises(ValueError, match=reason):
         lower_decode(case, "mosaic", dtype)
+
+
+@pytest.mark.parametrize(
+    ("case", "dtype", "reason"),
+    [
+        (AttentionCase("page", 8, 2, 64, 16, 8), jnp.bfloat16, "page_size=8 must be"),
+        (AttentionCase("head_dim", 8, 2, 256, 16), jnp.bfloat16, "head_dim=256 must be 64 or 128"),
+        (AttentionCase("dtype", 8, 2, 64, 16), jnp.float32, "queries of float32"),
+    ],
+    ids=lambda x: x.model if isinstance(x, AttentionCase) else "",
+)
+def test_what_the_prefill_kernel_cannot_take_goes_to_the_reference(case, dtype, reason):
+    assert "@mosaic_gpu_v2" not in lower_prefill(case, None, dtype)
+    with pytest.raises(ValueError, match=reason):
+        lower_prefill(case, "mosaic", dtype)

@@ -1,95 +1,14 @@
 """The decode kernel on a GPU, against float64 with the same quantized cache."""
 
-from functools import partial
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-
-from pallas_kernels.kv_write.reference import dequantize_heads, quantize_heads
-from pallas_kernels.paged_attention.api import paged_decode
-from pallas_kernels.paged_attention.reference import Pages
+from support.attention_cache import BAR, Cache, error, queries
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU"),
 ]
-
-LAYERS, LAYER, SPARE = 2, 1, 3
-BAR = 5e-3  # of the issue, for bfloat16 outputs
-
-
-class Cache:
-    """Random keys and values of sequences in shuffled pages; pages and table entries that nobody may use are poisoned."""
-
-    def __init__(self, lens, *, kv_heads, head_dim, bits, page, seed=0):
-        rng = np.random.default_rng(seed)
-        self.lens, self.bits, self.page = np.asarray(lens, np.int32), bits, page
-        counts = -(-self.lens // page)
-        pages = int(counts.sum()) + SPARE
-        ids = rng.permutation(pages)
-        self.table = np.full((len(lens), max(1, int(counts.max()))), 1 << 30, np.int32)
-        for row, (start, count) in enumerate(zip(np.cumsum(counts) - counts, counts, strict=True)):
-            self.table[row, :count] = ids[start : start + count]
-        self.pools = [self._pool(jax.random.key(seed + i), pages, kv_heads, head_dim) for i in range(2)]
-
-    def _pool(self, key, pages, kv_heads, head_dim) -> Pages:
-        lead = (LAYERS, pages, kv_heads, self.page)
-        x = jax.random.normal(key, (*lead, head_dim), jnp.float32)
-        if self.bits == 16:
-            values = np.array(x.astype(jnp.bfloat16))
-            self._poison(values, np.nan)
-            return Pages(jnp.asarray(values), None, 16)
-        values, pairs = jax.jit(partial(quantize_heads, bits=self.bits))(x.reshape(-1, 1, head_dim))
-        pairs = np.array(pairs).reshape(*lead, 2)
-        self._poison(pairs, np.nan)
-        return Pages(values.reshape(*lead, -1), jnp.asarray(pairs), self.bits)
-
-    def _poison(self, pool, value):
-        used = np.zeros(pool.shape[1:4], bool)
-        for row, length in enumerate(self.lens):
-            for i in range(-(-int(length) // self.page)):
-                used[self.table[row, i], :, : max(0, min(self.page, int(length) - i * self.page))] = True
-        pool[:, ~used] = value
-
-    def tokens(self, which: int, row: int) -> np.ndarray:
-        """Keys or values of a sequence as they are stored, float64 [S, K, H]."""
-        pages, length = self.pools[which], int(self.lens[row])
-        ids = self.table[row, : -(-length // self.page)]
-        x = pages.values[LAYER, ids]
-        if pages.pairs is not None:
-            x = dequantize_heads(x, pages.pairs[LAYER, ids], bits=self.bits)
-        x = np.asarray(x.astype(jnp.float32), np.float64).transpose(0, 2, 1, 3)
-        return x.reshape(-1, *x.shape[2:])[:length]
-
-    def decode(self, q, rows=slice(None), window=0, soft_cap=0.0):
-        arguments = (jnp.int32(LAYER), jnp.asarray(self.table[rows]), jnp.asarray(self.lens[rows]), jnp.int32(window))
-        run = partial(paged_decode, scale=q.shape[-1] ** -0.5, soft_cap=soft_cap, implementation="mosaic")
-        return np.asarray(run(q[rows], *self.pools, *arguments).astype(jnp.float32), np.float64)
-
-    def oracle(self, q, window=0, soft_cap=0.0):
-        q = np.asarray(q.astype(jnp.float32), np.float64)
-        out = np.zeros(q.shape)
-        group = q.shape[1] // self.pools[0].values.shape[2]
-        for row, length in enumerate(self.lens):
-            k, v = (np.repeat(self.tokens(i, row), group, axis=1)[-window if window else None :] for i in range(2))
-            if length:
-                scores = np.einsum("nh,snh->ns", q[row], k) * q.shape[-1] ** -0.5
-                if soft_cap:
-                    scores = soft_cap * np.tanh(scores / soft_cap)
-                weights = np.exp(scores - scores.max(axis=1, keepdims=True))
-                out[row] = np.einsum("ns,snh->nh", weights / weights.sum(axis=1, keepdims=True), v)
-        return out
-
-
-def queries(rows, heads, head_dim, seed=7):
-    return jax.random.normal(jax.random.key(seed), (rows, heads, head_dim), jnp.bfloat16)
-
-
-def error(out, expected):
-    assert np.isfinite(out).all()
-    return np.linalg.norm(out - expected) / np.linalg.norm(expected)
 
 
 @pytest.mark.parametrize("bits", [16, 8, 4])

@@ -1,0 +1,142 @@
+"""Integer pages on their way into tiles that the tensor cores read: bulk copies into a ring of raw tiles, then float16.
+
+``q * scale + offset`` is computed in float16 with one rounding, eight times finer than bfloat16's.
+"""
+
+from dataclasses import dataclass
+
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from pallas_kernels import ptx, ptx_sync
+from pallas_kernels.paged_attention.fragments import float16_bytes, float16_nibbles
+from pallas_kernels.paged_attention.page_copies import PageCopies
+from pallas_kernels.paged_attention.swizzled import TRANSFORMS, address_of, scalar
+from pallas_kernels.ptx import Int
+from pallas_kernels.ptx_float import halves_fma_words, permute
+
+_SPLAT = plgpu.Layout.WG_SPLAT(())
+_FIRST_BARRIER = 8
+"""Hardware barriers of the converting warpgroups; Mosaic takes 1 to 4 for its own."""
+_REF = plgpu.RefType()
+
+
+@dataclass(frozen=True, slots=True)
+class RawTiles:
+    """The ring of raw tiles of one of K and V, each with its pairs, and after it the barriers that report them.
+
+    Attributes:
+        tile: tokens of a raw tile, a part of a step.
+        stages: of the ring.
+    """
+
+    head_dim: int
+    bits: int
+    tile: int
+    stages: int
+
+    @property
+    def row_bytes(self) -> int:
+        """Of a token and head."""
+        return self.head_dim * self.bits // 8
+
+    @property
+    def sizes(self) -> list[int]:
+        """Bytes of a token and head in the pool and in that of its pairs."""
+        return [self.row_bytes, 4]
+
+    @property
+    def stage_bytes(self) -> int:
+        """Of a tile."""
+        return self.tile * sum(self.sizes)
+
+    @property
+    def words(self) -> int:
+        """32-bit words of the ring and its barriers."""
+        return self.stages * (self.stage_bytes + ptx_sync.BARRIER_BYTES) // 4
+
+
+def init_raw(raw, tiles: RawTiles) -> None:
+    """Set up the barriers; by the warpgroup that copies and converts."""
+
+    def emit(_, raw):
+        with ptx_sync.when(ptx_sync.equal(ptx.thread_index() % 128, 0)):
+            for i in range(tiles.stages):
+                ptx_sync.init_barrier(_barrier(ptx.shared_address(raw), tiles, i), 1)
+            ptx_sync.publish_barriers()
+        ptx_sync.sync_warpgroup(_own_barrier())
+
+    ptx_sync.run_inline(emit, (_REF,), raw)
+
+
+def copy_raw(raw, tiles: RawTiles, pools, table, *, pages: int, kv_heads: int, page_size: int, scalars) -> None:
+    """Start the copies of a tile; scalars are stage, layer, row of the table, KV head, first token and context length."""
+    width = table.shape[1]
+
+    def emit(_, raw, pools, table, scalars):
+        stage, layer, row, head, token, length = (scalar(s) for s in scalars)
+        base, thread = ptx.shared_address(raw), ptx.thread_index() % 128
+        # All threads are done with what the stage held.
+        ptx_sync.sync_warpgroup(_own_barrier())
+        with ptx_sync.when(thread < 32):
+            copies = PageCopies(
+                [ptx.global_address(p) for p in pools], tiles.sizes, [0, tiles.tile * tiles.row_bytes],
+                ptx.global_address(table), width, layer, pages, kv_heads, page_size, tiles.tile,
+            )  # fmt: skip
+            copies.start(
+                base + stage * tiles.stage_bytes, _barrier(base, tiles, stage), thread, row, head, token, length
+            )
+
+    ptx_sync.run_inline(emit, (_REF, [_REF] * 2, _REF, [_SPLAT] * 6), raw, list(pools), table, list(scalars))
+
+
+def wait_raw(raw, tiles: RawTiles, stage, parity) -> None:
+    """Until a tile's copies have arrived."""
+
+    def emit(_, raw, stage, parity):
+        ptx_sync.wait(_barrier(ptx.shared_address(raw), tiles, scalar(stage)), scalar(parity))
+
+    ptx_sync.run_inline(emit, (_REF, _SPLAT, _SPLAT), raw, stage, parity)
+
+
+def convert_raw(raw, smem, tiles: RawTiles, stage, slot, first) -> None:
+    """A raw tile as float16 into rows ``first`` on of ``smem[slot]``. ``commit_smem`` must follow."""
+    chunks, slot_bytes = tiles.head_dim // 8, smem.shape[1] * smem.shape[2] * 2
+    per_load = 16 * 8 // tiles.bits // 8  # chunks of 8 values in 16 bytes
+    loads = tiles.row_bytes // 16
+
+    def emit(_, raw, smem, stage, slot, first):
+        values = ptx.shared_address(raw) + scalar(stage) * tiles.stage_bytes
+        pairs = values + tiles.tile * tiles.row_bytes
+        target = ptx.shared_address(smem) + scalar(slot) * slot_bytes
+        first, thread = scalar(first), ptx.thread_index() % 128
+        for i in range(tiles.tile * loads // 128):
+            index = thread + i * 128
+            row, part = index // loads, index % loads
+            (pair,) = ptx.load_shared(pairs + row * 4)
+            raw_words = ptx.load_shared(values + row * tiles.row_bytes + part * 16, 4)
+            scale, offset = permute(pair, pair, 0x1010), permute(pair, pair, 0x3232)
+            step = 4 // per_load  # words of 8 values
+            for j in range(per_load):
+                halves = _in_order(raw_words[j * step : (j + 1) * step], tiles.bits)
+                halves = [halves_fma_words(h, scale, offset) for h in halves]
+                ptx.store_shared(address_of(target, first + row, part * per_load + j, chunks), *halves)
+
+    types = _REF, plgpu.RefType(TRANSFORMS), _SPLAT, _SPLAT, _SPLAT
+    ptx_sync.run_inline(emit, types, raw, smem, stage, slot, first)
+
+
+def _own_barrier() -> Int:
+    return ptx.thread_index() // 128 + _FIRST_BARRIER
+
+
+def _barrier(base: Int, tiles: RawTiles, stage: Int | int) -> Int:
+    place = base + tiles.stages * tiles.stage_bytes
+    return place + stage * ptx_sync.BARRIER_BYTES if isinstance(stage, Int) else place + 8 * stage
+
+
+def _in_order(words: list[Int], bits: int) -> list[Int]:
+    """Eight values as float16, two to a word."""
+    if bits == 8:
+        return [h for word in words for h in float16_bytes(word)]
+    a, b, c, d = float16_nibbles(words[0])  # (0, 4), (1, 5), (2, 6), (3, 7)
+    return [permute(*p, selector) for selector in (0x5410, 0x7632) for p in ((a, b), (c, d))]
