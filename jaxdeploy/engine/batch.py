@@ -1,6 +1,8 @@
 """From a plan to the one array that a step uploads, and back to named inputs inside the compiled step."""
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -27,7 +29,7 @@ class StepInputs(NamedTuple):
     made: Int32[Array, " B"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class StepLayout:
     """Where each input lies in the packed int32 array of a bucket.
 
@@ -50,39 +52,48 @@ class StepLayout:
     @property
     def size(self) -> int:
         """Length of the packed array."""
-        return sum(self._rooms())
+        _, last, _ = self._places[-1]
+        return _rounded(last)
 
-    def _rooms(self) -> list[int]:
-        return [-(-int(np.prod(shape)) // ALIGNMENT) * ALIGNMENT for shape in self.fields().values()]
+    @cached_property
+    def _places(self) -> list[tuple[str, int, tuple[int, ...]]]:
+        """Name, end and shape of each part."""
+        places, start = [], 0
+        for name, shape in self.fields().items():
+            end = start + math.prod(shape)
+            places.append((name, end, shape))
+            start = _rounded(end)
+        return places
 
     def _split(self, packed) -> dict:
-        rooms = self._rooms()
-        starts = accumulate(rooms, initial=0)
-        return {
-            name: packed[start : start + int(np.prod(shape))].reshape(shape)
-            for (name, shape), start in zip(self.fields().items(), starts, strict=False)
-        }
+        return {name: packed[end - math.prod(shape) : end].reshape(shape) for name, end, shape in self._places}
 
     def pack(self, plan: StepPlan) -> np.ndarray:
         """The inputs of a plan, int32 [size]."""
         packed = np.zeros(self.size, np.int32)
-        part = self._split(packed)
-        part["slots"][:] = self.padding_slot
-        start = 0
-        for i, row in enumerate(plan.rows):
-            sequence, known, end = row.sequence, row.start, start + row.count
+        part, rows = self._split(packed), plan.rows
+        sequences, counts = [row.sequence for row in rows], [row.count for row in rows]
+        tokens: list[int] = []
+        positions: list[int] = []
+        for row in rows:
             # What is missing was sampled for this slot in the step before, and has not been read yet.
-            part["tokens"][start:end] = sequence.token_ids[known : known + row.count] or FROM_DEVICE
-            part["positions"][start:end] = np.arange(known, known + row.count)
-            part["rows"][start:end] = i
-            part["query_start"][i + 1 :] = end
-            part["context_lens"][i] = known + row.count
-            part["rope_lengths"][i] = sequence.rope_length
-            part["slots"][i] = sequence.slot
-            part["samples"][i] = row.samples
-            part["made"][i] = row.made
-            part["block_table"][i, : len(sequence.pages)] = sequence.pages
-            start = end
+            tokens += row.sequence.token_ids[row.start : row.start + row.count] or [FROM_DEVICE]
+            positions += range(row.start, row.start + row.count)
+        # One assignment a part, not one a row: this is host time of every step.
+        total, b = len(tokens), len(rows)
+        part["tokens"][:total] = tokens
+        part["positions"][:total] = positions
+        part["rows"][:total] = np.repeat(np.arange(b), counts)
+        part["query_start"][1 : b + 1] = list(accumulate(counts))
+        part["query_start"][b + 1 :] = total
+        part["context_lens"][:b] = [row.start + row.count for row in rows]
+        part["rope_lengths"][:b] = [sequence.rope_length for sequence in sequences]
+        part["slots"][:b] = [sequence.slot for sequence in sequences]
+        part["slots"][b:] = self.padding_slot
+        part["samples"][:b] = [row.samples for row in rows]
+        part["made"][:b] = [row.made for row in rows]
+        for line, sequence in zip(part["block_table"], sequences, strict=False):
+            line[: len(sequence.pages)] = sequence.pages
         return packed
 
     def unpack(self, packed: Int32[Array, " size"]) -> StepInputs:
@@ -105,3 +116,7 @@ class StepLayout:
             samples=part["samples"] == 1,
             made=part["made"],
         )
+
+
+def _rounded(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT

@@ -77,6 +77,10 @@ class Executor:
         # Committed to the device, as what a step returns is: `admit` and `set_mask` would compile once more otherwise.
         self.state = jax.device_put(SlotState.create(limits.batch_size + 1, model.config.vocab_size), device)
         self.steps, self.wait_seconds = 0, 0.0
+        self._layouts = {
+            bucket: StepLayout(bucket, limits.table_width, padding_slot=limits.batch_size)
+            for bucket in self.buckets.all
+        }
         self._models: dict[Bucket, Callable] = {}
         self._samplers: dict[tuple[Extent, int], Callable] = {}
         self._compiled_by_warm_up = 0
@@ -179,4 +183,4 @@ class Executor:
         self.start_seconds[phase] = time.perf_counter() - begun
 
     def _layout(self, bucket: Bucket) -> StepLayout:
-        return StepLayout(bucket, self.limits.table_width, padding_slot=self.limits.batch_size)
+        return self._layouts[bucket]

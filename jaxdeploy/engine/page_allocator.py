@@ -1,6 +1,7 @@
 """Which pages of the pool are free, held by sequences, or kept for what they hold."""
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from jaxdeploy.engine.prefix_index import PrefixIndex
 
@@ -45,7 +46,7 @@ class PageAllocator:
             self._kept.pop(page, None)
             self._holders[page] += 1
 
-    def release(self, pages: list[int]) -> None:
+    def release(self, pages: Sequence[int]) -> None:
         """Let a sequence's pages go, in its order; they may be handed out again at once."""
         # The last page first: without the pages before it nobody finds it, so it must go before them.
         for page in reversed(pages):

@@ -1,5 +1,6 @@
 """What the engine is asked for, and one answer in the making."""
 
+from array import array
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -93,7 +94,7 @@ class Sequence:
         pending: tokens that the steps launched so far sample, but that have not been read yet; they follow ``token_ids``.
         computed: tokens whose keys and values are in the cache once those steps have run.
         prefill_target: the sequence is in prefill until this many are; then each step feeds one token and samples the next.
-        pages: its block table.
+        pages: its block table; C integers, which NumPy copies at once.
         slot: its place in the sampler's state; None while it waits.
         rope_length: tokens that it can reach, fixed for its life.
         max_tokens: prompt and answer together end here.
@@ -119,7 +120,7 @@ class Sequence:
     pending: int = 0
     computed: int = 0
     prefill_target: int = 0
-    pages: list[int] = field(default_factory=list)
+    pages: "array[int]" = field(default_factory=lambda: array("i"))
     slot: int | None = None
     published: int = 0
     chain: Hashable = None

@@ -1,5 +1,6 @@
 """Which sequences run in the next step, and on which pages. Pure Python; knows no arrays."""
 
+from array import array
 from collections import deque
 from dataclasses import dataclass
 
@@ -115,7 +116,7 @@ class Scheduler:
             while sequence.slot is not None and sequence.computed == len(sequence.pages) * self.limits.page_size:
                 page = self.allocator.allocate(1)
                 if page:
-                    sequence.pages += page
+                    sequence.pages.extend(page)
                 else:
                     self._preempt(self.running[-1])
 
@@ -161,7 +162,7 @@ class Scheduler:
         if free < needed + bool(self.running):
             return False
         self.allocator.share(shared)
-        sequence.pages = shared + (self.allocator.allocate(needed) or [])
+        sequence.pages = array("i", shared + (self.allocator.allocate(needed) or []))
         sequence.slot = self._free_slots.pop()
         sequence.computed, sequence.prefill_target = len(shared) * size, length
         sequence.published, sequence.chain = len(shared), chain
@@ -193,4 +194,4 @@ class Scheduler:
         self._publish(sequence)
         self.allocator.release(sequence.pages)
         self._free_slots.append(sequence.slot)
-        sequence.pages, sequence.slot = [], None
+        sequence.pages, sequence.slot = array("i"), None
