@@ -8,9 +8,31 @@ addresses are i32, global ones i64.
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 from jax.experimental.mosaic.gpu import utils
+from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import arith, gpu, llvm, scf
+
+
+def inline(*arguments: Any, returns: Any = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorator of a function that emits code: ``plgpu.inline_mgpu`` without its context argument.
+
+    Args:
+        arguments: layout of each array argument, ``plgpu.RefType`` of each reference.
+        returns: ``array_type`` of what it returns, a FragmentedArray; None for nothing.
+    """
+
+    def decorate(emit: Callable[..., Any]) -> Callable[..., Any]:
+        wrap: Any = plgpu.inline_mgpu(arg_types=arguments, return_type=returns)
+        return wrap(lambda context, *values: emit(*values))
+
+    return decorate
+
+
+def array_type(shape: tuple[int, ...], dtype: Any, layout: Any) -> Any:
+    """Shape, dtype and layout of an array in registers."""
+    return plgpu.ShapeDtypeStruct(shape, jnp.dtype(dtype), layout=layout)
 
 
 def i32() -> ir.Type:

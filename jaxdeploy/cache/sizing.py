@@ -1,5 +1,6 @@
 """How many pages fit: computed from what is known, never probed by running out."""
 
+import ctypes
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +50,22 @@ def device_bytes(device: Any) -> int:
     """Bytes that the device lets this process have; on a CPU the memory that is available now."""
     if device.platform == "cpu":
         return host_bytes()
-    return device.memory_stats()["bytes_limit"]
+    stats = device.memory_stats()
+    return stats["bytes_limit"] if stats else _card_bytes()
+
+
+def _card_bytes() -> int:
+    """Memory of the current CUDA device as its driver tells it; for XLA's allocators that keep no statistics."""
+    total = ctypes.c_size_t()
+    try:
+        failed = ctypes.CDLL("libcuda.so.1").cuMemGetInfo_v2(ctypes.byref(ctypes.c_size_t()), ctypes.byref(total))
+    except OSError as error:
+        raise MemoryBudgetError(
+            f"neither XLA's allocator nor the driver tells how much memory there is: {error}"
+        ) from error
+    if failed:
+        raise MemoryBudgetError(f"XLA's allocator keeps no statistics and cuMemGetInfo failed with CUDA error {failed}")
+    return total.value
 
 
 def host_bytes(meminfo: Path = Path("/proc/meminfo")) -> int:

@@ -1,5 +1,6 @@
 """Real shapes of the int4 matmul: what tests lower, tuning sweeps and benchmarks time."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 
@@ -27,3 +28,59 @@ CASES = (
     Int4MatmulCase("llama-3-8b", "down", 14336, 4096),
     Int4MatmulCase("qwen2.5-7b", "down", 18944, 3584),
 )
+"""What CI lowers: every kind of shape once."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSizes:
+    """The sizes of a model that its matrices follow from."""
+
+    name: str
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int
+
+
+MODELS = (
+    ModelSizes("llama-3-8b", 4096, 32, 8, 128, 14336),
+    ModelSizes("llama-3-70b", 8192, 64, 8, 128, 28672),
+    ModelSizes("internlm2.5-1.8b", 2048, 16, 8, 128, 8192),
+    ModelSizes("internlm2.5-7b", 4096, 32, 8, 128, 14336),
+    ModelSizes("internlm2.5-20b", 6144, 48, 8, 128, 16384),
+    ModelSizes("qwen2.5-0.5b", 896, 14, 2, 64, 4864),
+    ModelSizes("qwen2.5-1.5b", 1536, 12, 2, 128, 8960),
+    ModelSizes("qwen2.5-3b", 2048, 16, 2, 128, 11008),
+    ModelSizes("qwen2.5-7b", 3584, 28, 4, 128, 18944),
+    ModelSizes("qwen2.5-14b", 5120, 40, 8, 128, 13824),
+    ModelSizes("qwen2.5-32b", 5120, 40, 8, 128, 27648),
+    ModelSizes("qwen2.5-72b", 8192, 64, 8, 128, 29568),
+    ModelSizes("mistral-7b", 4096, 32, 8, 128, 14336),
+)
+
+
+def cases_of(model: ModelSizes, *, shards: int = 1) -> Iterator[Int4MatmulCase]:
+    """The four matrices of a layer, of one of ``shards`` GPUs.
+
+    The joined ones are cut along the outputs, the others along the inputs; a model that can't be cut so has no cases.
+    """
+    if model.heads % shards or model.kv_heads % shards or model.ffn % shards:
+        return
+    joined = (model.heads + 2 * model.kv_heads) * model.head_dim // shards
+    inner, ffn = model.heads * model.head_dim // shards, model.ffn // shards
+    for name, k, n in (
+        ("qkv", model.hidden, joined),
+        ("out", inner, model.hidden),
+        ("gate_up", model.hidden, 2 * ffn),
+        ("down", ffn, model.hidden),
+    ):
+        # Groups of 128 are the rule; where they don't divide the inputs, the largest power of two that does.
+        group_size = next(g for g in (128, 64, 32, 16) if k % g == 0)
+        yield Int4MatmulCase(model.name, name if shards == 1 else f"{name}/{shards}", k, n, group_size)
+
+
+def all_cases(shards: tuple[int, ...] = (1, 2, 4)) -> list[Int4MatmulCase]:
+    """Every matrix of every model at every degree of tensor parallelism, each shape once."""
+    found = {(c.k, c.n, c.group_size): c for s in shards for model in MODELS for c in cases_of(model, shards=s)}
+    return list(found.values())

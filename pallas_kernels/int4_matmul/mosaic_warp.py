@@ -126,14 +126,9 @@ def _call(
         raise ValueError(f"{config} takes {shared} bytes of shared memory for {m} tokens, there are {MAX_SHARED}")
 
     def body(x, words, meta, layer, out, ring):
-        refs = (plgpu.RefType(),) * 6
-
-        @plgpu.inline_mgpu(arg_types=refs)
-        def emit(ctx, x, words, meta, layer, out, ring):
-            del ctx
-            _Emitter(m, k, outputs, all_strips, blocks, groups, dtype, config, gated).emit(
-                x, words, meta, layer, out, ring
-            )
+        @ptx.inline(*(plgpu.RefType(),) * 6)
+        def emit(*refs):
+            _Emitter(m, k, outputs, all_strips, blocks, groups, dtype, config, gated).emit(*refs)
 
         emit(x, words, meta, layer, out, ring)
 
@@ -381,7 +376,7 @@ class _Emitter:
                     ups = self._sum_of_warps(ring + (token * row_floats + at + STRIP) * 4)
                     values = [arith.mulf(_silu(gate), up) for gate, up in zip(values, ups, strict=True)]
                 address = out + (token * width + column).wide() * 2
-                ptx.asm("st.global.b32 [$0], $1;", address, ptx.pack_pair(*values, self.mma_dtype))
+                ptx.asm("st.global.b32 [$0], $1;", address, ptx.pack_pair(values[0], values[1], self.mma_dtype))
 
     def _sum_of_warps(self, place: ptx.Int) -> list:
         totals = None

@@ -12,6 +12,7 @@ are cut, each part writes float32 and XLA adds the parts.
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,10 @@ from pallas_kernels.int4_matmul.tiles import BLOCK, STRIP
 
 _REGISTERS = {1: 232, 2: 240, 3: 160, 4: 112}
 """Registers of a thread of so many computing warpgroups, what ``setmaxnreg`` can give beside a memory warpgroup of 24."""
-_SWIZZLED = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
+_SWIZZLED: tuple[Any, ...] = (
+    plgpu.TilingTransform((8, 64)),  # pyright: ignore[reportAbstractUsage]
+    plgpu.SwizzleTransform(128),  # pyright: ignore[reportAbstractUsage]
+)
 _ACCUMULATOR = plgpu.Layout._WGMMA_ACC_32BIT
 
 
@@ -116,14 +120,14 @@ def _call(
             # Two blocks a turn, so that the registers written are never those that a running wgmma reads: with one set, carried
             # from turn to turn, ptxas runs everything one after the other (C7513).
             def two(i, carry):
-                acc, even = multiply(*carry, 2 * i, True)
-                return multiply(acc, even, 2 * i + 1, True)
+                acc, even = carry
+                acc, odd = multiply(acc, even, 2 * i, True)
+                return multiply(acc, odd, 2 * i + 1, True)
 
             turns = (steps - 1) // 2
-            carry = lax.fori_loop(0, turns, two, (_zeros(tokens), weights(0)))
+            acc, w = lax.fori_loop(0, turns, two, (_zeros(tokens), weights(0)))
             for position in range(2 * turns, steps):
-                carry = multiply(*carry, jnp.int32(position), position + 1 < steps)
-            acc = carry[0]
+                acc, w = multiply(acc, w, jnp.int32(position), position + 1 < steps)
             acc = plgpu.layout_cast(acc, plgpu.Layout.WGMMA)
             if split > 1:
                 _store_part(acc, out_g, part, token_tile, (tile * rows + group) * 64, m, outputs)
@@ -192,14 +196,14 @@ def _dequantize(words, meta, group, groups: int, dtype: str):
     """The running warpgroup's 64 x 128 weights in the layout of wgmma's A operand."""
     kind = {"bfloat16": "bf16", "float16": "f16"}[dtype]
     magic = {"bf16": 0x43004300, "f16": 0x64006400}[kind]
-    shape = jax.ShapeDtypeStruct((64, BLOCK), dtype)
 
-    @plgpu.inline_mgpu(
-        arg_types=(plgpu.RefType(), plgpu.RefType(), plgpu.Layout.WG_SPLAT(())),
-        return_type=plgpu.ShapeDtypeStruct(shape.shape, shape.dtype, layout=plgpu.Layout.WGMMA),
+    @ptx.inline(
+        plgpu.RefType(),
+        plgpu.RefType(),
+        plgpu.Layout.WG_SPLAT(()),
+        returns=ptx.array_type((64, BLOCK), dtype, plgpu.Layout.WGMMA),
     )
-    def emit(ctx, words, meta, group):
-        del ctx
+    def emit(words, meta, group):
         group = ptx.Int(group.registers.item())
         thread = ptx.thread_index() % 128
         lane, strip = thread % 32, group * 4 + thread // 32
@@ -228,9 +232,8 @@ def _dequantize(words, meta, group, groups: int, dtype: str):
 def _zeros(tokens: int):
     """The accumulator [64, tokens] of a warpgroup."""
 
-    @plgpu.inline_mgpu(return_type=plgpu.ShapeDtypeStruct((64, tokens), jnp.float32, layout=_ACCUMULATOR))
-    def emit(ctx):
-        del ctx
+    @ptx.inline(returns=ptx.array_type((64, tokens), "float32", _ACCUMULATOR))
+    def emit():
         return fa.FragmentedArray.splat(utils.c(0.0, ptx.f32()), (64, tokens), _ACCUMULATOR.to_mgpu())
 
     return emit()
@@ -247,12 +250,13 @@ def _multiply(acc, w, x_low, x_high, dtype: str):
     tokens = acc.shape[1]
     kind = {"bfloat16": "bf16", "float16": "f16"}[dtype]
 
-    @plgpu.inline_mgpu(
-        arg_types=(_ACCUMULATOR, plgpu.Layout.WGMMA, *(plgpu.RefType(_SWIZZLED),) * 2),
-        return_type=plgpu.ShapeDtypeStruct((64, tokens), jnp.float32, layout=_ACCUMULATOR),
+    @ptx.inline(
+        _ACCUMULATOR,
+        plgpu.Layout.WGMMA,
+        *(plgpu.RefType(_SWIZZLED),) * 2,
+        returns=ptx.array_type((64, tokens), "float32", _ACCUMULATOR),
     )
-    def emit(ctx, acc, w, *halves):
-        del ctx
+    def emit(acc, w, *halves):
         descriptors = []
         for x in halves:
             (start, (_, (stride, *_))), _, fastest = mma_utils.create_descriptor(
@@ -293,11 +297,8 @@ def _store_part(result, out, part, token_tile, row, m: int, outputs: int) -> Non
     """Write the running warpgroup's float32 [output, token] straight from registers: eight lanes fill a sector of 32 bytes."""
     tokens = result.shape[1]
 
-    @plgpu.inline_mgpu(
-        arg_types=(plgpu.Layout.WGMMA, plgpu.RefType(), *(plgpu.Layout.WG_SPLAT(()),) * 3), return_type=None
-    )
-    def emit(ctx, result, out, part, token_tile, row):
-        del ctx
+    @ptx.inline(plgpu.Layout.WGMMA, plgpu.RefType(), *(plgpu.Layout.WG_SPLAT(()),) * 3)
+    def emit(result, out, part, token_tile, row):
         part, token_tile, row = (ptx.Int(v.registers.item()) for v in (part, token_tile, row))
         thread = ptx.thread_index() % 128
         lane = thread % 32

@@ -59,7 +59,7 @@ def test_int4_matmul(case, rows):
     assert f"-> (tensor<{rows}x{case.n}xbf16>" in text
 
 
-@pytest.mark.parametrize("rows", [1, 5, 16, 17, 64, 200, 256, 2048])
+@pytest.mark.parametrize("rows", [5, 17, 200, 2048])
 @pytest.mark.parametrize("case", matmul_cases.CASES, ids=case_id)
 def test_int4_matmul_tiles(case, rows):
     outputs, inputs = padded(case.n, case.k)

@@ -88,3 +88,14 @@ def test_device_bytes_is_the_limit_of_a_gpu_and_the_host_memory_of_a_cpu(monkeyp
     monkeypatch.setattr(sizing, "host_bytes", lambda: 123)
     assert device_bytes(FakeDevice("gpu")) == 77
     assert device_bytes(FakeDevice("cpu")) == 123
+
+
+def test_an_allocator_without_statistics_and_no_driver_is_an_error_that_says_so():
+    class Silent:
+        platform = "gpu"
+
+        def memory_stats(self):
+            return None
+
+    with pytest.raises(MemoryBudgetError, match="neither XLA's allocator nor the driver"):
+        device_bytes(Silent())
