@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -31,6 +31,10 @@ Progress = Callable[[str, int, int], None]
 COMPILE_THREADS = min(16, os.cpu_count() or 4)
 COUNT_TOKENS = 512
 """Tokens that are noted at a time for a slot's penalties."""
+
+
+NO_REPORT: Any = (None, None, None)
+"""In place of log-probabilities where the program computes none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,9 +165,14 @@ class Executor:
         packed = self._layout(bucket).pack(plan)
         self.pages, logits, rows = self._models[bucket](self.params, self.pages, self.state.last_token, packed)
         extent = Extent.most(row.sequence.extent for row in plan.rows if row.samples)
-        self.state, sampled = self._samplers[extent, bucket.sampler_rows](self.state, logits, rows)
+        sampler = self._samplers[extent, bucket.sampler_rows]
+        if extent is Extent.ALL:
+            self.state, sampled = sampler(self.state, logits, rows)
+        else:
+            last_token, tokens = sampler(self.state, logits, rows)
+            self.state, sampled = replace(self.state, last_token=last_token), Sampled(tokens, *NO_REPORT)
         logprobs = any(row.sequence.request.config.logprobs is not None for row in plan.rows)
-        step = LaunchedStep(plan, sampled, wanted=sampled._fields if logprobs else ("tokens",))
+        step = LaunchedStep(plan, sampled, wanted=sampled._fields if logprobs and extent is Extent.ALL else ("tokens",))
         for name in step.wanted:
             getattr(sampled, name).copy_to_host_async()
         self.steps += 1

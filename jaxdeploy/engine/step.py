@@ -76,11 +76,21 @@ def lower_model(
 
 
 def lower_sampler(extent: Extent, batch: int, vocabulary: int, state: SlotState) -> jax.stages.Lowered:
-    """Lower the sampler for ``batch`` rows; as ``lower_model``, the state is donated."""
+    """Lower the sampler for ``batch`` rows.
 
-    def step(state, logits, rows):
+    The program of the last extent takes (state, donated; logits; rows) and returns state and ``Sampled``. Those of the others
+    change nothing of the state but its tokens and report nothing: they return ``last_token`` and the tokens alone.
+    """
+
+    def whole(state, logits, rows):
         return run_sampler(extent, state, logits, rows)
+
+    def tokens_alone(state, logits, rows):
+        state, sampled = run_sampler(extent, state, logits, rows)
+        return state.last_token, sampled.tokens
 
     logits = jax.ShapeDtypeStruct((batch, vocabulary), jnp.float32)
     rows = jax.ShapeDtypeStruct((3, batch), jnp.int32)
-    return jax.jit(step, donate_argnums=0).lower(state, logits, rows)
+    if extent is Extent.ALL:
+        return jax.jit(whole, donate_argnums=0).lower(state, logits, rows)
+    return jax.jit(tokens_alone).lower(state, logits, rows)
