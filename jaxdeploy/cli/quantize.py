@@ -81,6 +81,13 @@ OwnScaling = Annotated[
 SearchTokens = Annotated[int, typer.Option("--search-tokens", help="Most calibration tokens of a trial of a scale.")]
 Clip = Annotated[str, typer.Option("--clip", metavar="[True|False]", help="Search each group's range.")]
 Format = Annotated[str, typer.Option("--format", metavar="|".join(FORMATS), help="Layout of the checkpoint.")]
+RotateValues = Annotated[
+    bool,
+    typer.Option(
+        "--rotate-values",
+        help="Fold the KV cache's rotation of values into the weights; other engines run them all the same.",
+    ),
+]
 ActOrder = Annotated[
     str,
     typer.Option("--act-order", metavar="[True|False]", help="GPTQ: round the most important columns first."),
@@ -121,6 +128,7 @@ def auto_awq(
     scaling: OwnScaling = None,
     clip: Clip = "True",
     format: Format = RECIPE.format,
+    rotate_values: RotateValues = RECIPE.rotate_values,
     eval_text: EvalText = None,
     eval_samples: EvalSamples = SAMPLES.eval_samples,
     seed: Seed = RECIPE.seed,
@@ -143,6 +151,7 @@ def auto_awq(
         bits=w_bits,
         group_size=w_group_size,
         format=format,
+        rotate_values=rotate_values,
         seed=seed,
         scaling=scaling or ("search" if parse_switch("--search-scale", search_scale) else "fixed"),
         search_tokens=search_tokens,
@@ -166,6 +175,7 @@ def auto_gptq(
     clip: Clip = "False",
     act_order: ActOrder = "False",
     format: Format = RECIPE.format,
+    rotate_values: RotateValues = RECIPE.rotate_values,
     eval_text: EvalText = None,
     eval_samples: EvalSamples = SAMPLES.eval_samples,
     seed: Seed = RECIPE.seed,
@@ -188,6 +198,7 @@ def auto_gptq(
         bits=w_bits,
         group_size=w_group_size,
         format=format,
+        rotate_values=rotate_values,
         seed=seed,
         scaling=scaling,
         clip=parse_switch("--clip", clip),
@@ -213,6 +224,7 @@ def auto_round(
     steps: Steps = RECIPE.steps,
     step_tokens: StepTokens = RECIPE.step_tokens,
     format: Format = RECIPE.format,
+    rotate_values: RotateValues = RECIPE.rotate_values,
     eval_text: EvalText = None,
     eval_samples: EvalSamples = SAMPLES.eval_samples,
     seed: Seed = RECIPE.seed,
@@ -235,6 +247,7 @@ def auto_round(
         bits=w_bits,
         group_size=w_group_size,
         format=format,
+        rotate_values=rotate_values,
         seed=seed,
         scaling=scaling,
         clip=parse_switch("--clip", clip),

@@ -33,6 +33,7 @@ from jaxdeploy.lite.stages import Stages
 from jaxdeploy.lite.work_folder import WorkFolder
 from jaxdeploy.lite.writer import Target, plan_target, write_model
 from jaxdeploy.weights.checkpoint import Checkpoint, open_checkpoint
+from jaxdeploy.weights.value_fold import turned
 
 
 @dataclass
@@ -205,6 +206,8 @@ class _Run:
         with self.stages.timed("read"):
             assert self._next is not None
             weights = {name: jnp.asarray(array) for name, array in self._next.result().items()}
+            if self.recipe.rotate_values and self.config.value_rotation != "stored":
+                weights = {name: turned(self.config, name, array) for name, array in weights.items()}
             weights = jax.block_until_ready(weights)
             self._read_ahead(layer + 1)
         places = positions(self.config, length, layer)

@@ -25,6 +25,8 @@ class Recipe:
         format: layout of the checkpoint: "awq" (AutoAWQ gemm) or "gptq".
         act_order: GPTQ rounds columns in the order of their importance. In format "gptq" groups follow that order too
             (``g_idx``); in format "awq", which can't say so, each group's scale is fixed before.
+        rotate_values: turn values by a Hadamard matrix, folded into the weights before they are rounded. Every engine computes the
+            same with them; ours then needs no turning at run time for a quantized KV cache.
         damping: added to the Hessian's diagonal, as a share of its mean.
         alphas: points of the grid.
         search_tokens: most calibration tokens that the scale search looks at.
@@ -40,6 +42,7 @@ class Recipe:
     rounding: str = "nearest"
     format: str = "awq"
     act_order: bool = False
+    rotate_values: bool = False
     damping: float = 0.01
     alphas: int = 20
     search_tokens: int = 8192

@@ -10,7 +10,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from jaxdeploy.config.model import ModelConfig
+from jaxdeploy.config.model import OWN_SECTION, ModelConfig
 from jaxdeploy.config.quantization import QuantizationConfig
 from jaxdeploy.errors import ConfigError
 from jaxdeploy.lite.layer_weights import LayerFiles, outer_names, read_finite
@@ -79,6 +79,8 @@ def plan_target(checkpoint: Checkpoint, recipe: Recipe) -> Target:
     quantization = QuantizationConfig.from_hf(section)
     raw = {key: value for key, value in checkpoint.raw_config.items() if key not in ("dtype", "torch_dtype")}
     raw |= {"torch_dtype": dtype, "quantization_config": section}
+    if recipe.rotate_values:
+        raw[OWN_SECTION] = {**raw.get(OWN_SECTION, {}), "values_rotated": True}
     layout = AwqLayout(recipe.group_size) if recipe.format == "awq" else GptqLayout(recipe.group_size)
     return Target(replace(config, quantization=quantization, dtype=dtype), raw, dtype, layout)
 

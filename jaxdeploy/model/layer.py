@@ -92,8 +92,9 @@ class Attention(nn.Module):
         """q, k and v as the cache stores them; the products of q and k stay what they are."""
         c = self.config
         if c.rotates_keys:
-            self.sow(MOMENTS, "keys", second_moments(k, c.num_kv_heads))
-            self.sow(MOMENTS, "queries", second_moments(q, c.num_kv_heads))
+            if self.is_mutable_collection(MOMENTS):
+                self.sow(MOMENTS, "keys", second_moments(k, c.num_kv_heads))
+                self.sow(MOMENTS, "queries", second_moments(q, c.num_kv_heads))
             init = described(
                 lambda _: plain_bases(c.num_layers, c.num_kv_heads, c.head_dim, self.dtype),
                 Source((), "", ("layer", "kv_heads", "head", "head"), stacked=True),

@@ -98,8 +98,9 @@ def key_bases(
 
 
 def _regular(moments: Float[np.ndarray, "*B H H"]) -> Float64[np.ndarray, "*B H H"]:
-    """With REGULARIZATION on the diagonal; the unit matrix where a head is all zeros."""
+    """With REGULARIZATION on the diagonal; the unit matrix where a head is all zeros, or has values that are no numbers."""
     wide = np.asarray(moments, np.float64)
+    wide = np.where(np.isfinite(wide).all(axis=(-1, -2), keepdims=True), wide, 0.0)
     mean = np.trace(wide, axis1=-2, axis2=-1)[..., None, None] / wide.shape[-1]
     return wide + np.where(mean > 0, REGULARIZATION * mean, 1.0) * np.eye(wide.shape[-1])
 

@@ -20,13 +20,23 @@ def folded(plan: LeafPlan, row: int, piece: np.ndarray) -> Any:
         row: of the parameter, where the piece begins.
         piece: one checkpoint tensor's part of one layer, rows in the parameter's order.
     """
-    config = plan.config
-    if config.value_rotation != "fold" or plan.path[-3:-1] not in (("attention", "qkv"), ("attention", "out")):
+    if plan.config.value_rotation != "fold":
         return piece
-    if plan.path[-2] == "out":
-        return piece if plan.path[-1] == "bias" else _turn_columns(config, piece)
+    return turned(plan.config, ".".join(plan.path[-3:]), piece, row)
+
+
+def turned(config: ModelConfig, name: str, piece: Any, row: int = 0) -> Any:
+    """A layer's parameter with the rotation in it, float32; others than "attention.qkv..." and "attention.out.weight" as they are.
+
+    Args:
+        row: of the parameter, where ``piece`` begins.
+    """
+    if name == "attention.out.weight":
+        return _turn_columns(config, piece)
     first = (config.num_heads + config.num_kv_heads) * config.head_dim - row
-    return piece if first >= len(piece) else _turn_rows(config, max(first, 0), piece)
+    if not name.startswith("attention.qkv.") or first >= len(piece):
+        return piece
+    return _turn_rows(config, max(first, 0), piece)
 
 
 @partial(jax.jit, static_argnums=0)

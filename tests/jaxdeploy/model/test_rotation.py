@@ -88,8 +88,9 @@ def test_bases_balance_what_keys_and_queries_weigh():
     assert np.all(ones @ keys @ ones > 0.5 * np.trace(keys, axis1=1, axis2=2))
 
 
-def test_a_head_of_zeros_has_a_basis():
-    for_keys, for_queries = key_bases(np.zeros((2, 16, 16)), np.zeros((2, 16, 16)))
+@pytest.mark.parametrize("value", [0.0, np.inf, np.nan])
+def test_a_head_without_information_has_a_basis(value):
+    for_keys, for_queries = key_bases(np.full((2, 16, 16), value), np.full((2, 16, 16), value))
     np.testing.assert_allclose(
         for_keys @ np.swapaxes(for_queries, 1, 2), np.broadcast_to(np.eye(16), (2, 16, 16)), atol=1e-12
     )
