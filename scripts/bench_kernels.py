@@ -14,7 +14,10 @@ from pathlib import Path
 import jax
 from kernel_bench.report import save, table
 
-BENCHMARKS = {"int4_matmul": "kernel_bench.int4_matmul"}
+BENCHMARKS = {
+    "int4_matmul": "kernel_bench.int4_matmul",
+    "paged_attention": "kernel_bench.paged_attention",
+}
 
 
 def main() -> int:

@@ -1,8 +1,8 @@
 """Per-thread GPU code on a CPU: the threads of a warpgroup in lockstep, each value a numpy array with one element a thread.
 
-``Threads(monkeypatch, memory)`` puts numpy behind ``pallas_kernels.ptx`` and its companions, so that code written with them runs where
-it is called instead of emitting instructions. Instructions are those that the attention kernels use; their meaning is that of the PTX
-ISA manual. Lockstep means that barriers have nothing to do: what a missing one would break, this does not show.
+``Threads(monkeypatch, memory)`` puts numpy behind ``pallas_kernels.ptx`` and its companions, so that code written with them runs
+where it is called instead of emitting instructions. Instructions are those that the attention kernels use; their meaning is that
+of the PTX ISA manual. Lockstep means that barriers have nothing to do: what a missing one would break, this does not show.
 """
 
 import contextlib
@@ -133,7 +133,8 @@ class Threads:
 
     def _places(self, address, words: int) -> np.ndarray:
         starts = np.where(self.active, np.asarray(address, np.int64), 0)
-        assert (starts >= 0).all() and (starts + 4 * words <= self.memory.size).all(), "an active thread leaves memory"
+        assert (starts >= 0).all(), "an active thread leaves memory"
+        assert (starts + 4 * words <= self.memory.size).all(), "an active thread leaves memory"
         assert (starts % (4 * words) == 0).all(), f"{words} words at an address that isn't a multiple of {4 * words}"
         return starts[:, None] + np.arange(4 * words)
 
