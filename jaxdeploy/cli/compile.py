@@ -19,6 +19,8 @@ def compile_model(
     cache_max_entry_count: options.CacheMaxEntryCount = options.DEFAULT_ENTRY_COUNT,
     cache_block_seq_len: options.CacheBlockSeqLen = DEFAULTS.cache_block_seq_len,
     quant_policy: options.QuantPolicy = DEFAULTS.quant_policy,
+    kv_rotation: options.KvRotation = DEFAULTS.kv_rotation,
+    lm_head_bits: options.LmHeadBits = DEFAULTS.lm_head_bits,
     model_format: options.ModelFormat = DEFAULTS.model_format,
     dtype: options.Dtype = DEFAULTS.dtype,
     tp: options.Tp = DEFAULTS.tp,
@@ -43,6 +45,8 @@ def compile_model(
         cache_max_entry_count=cache_max_entry_count,
         cache_block_seq_len=cache_block_seq_len,
         quant_policy=quant_policy,
+        kv_rotation=kv_rotation,
+        lm_head_bits=lm_head_bits,
         max_prefill_token_num=max_prefill_token_num,
         compile_cache=compile_cache,
     )

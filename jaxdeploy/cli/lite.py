@@ -53,6 +53,7 @@ def perplexity(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
     kv_rotation: options.KvRotation = DEFAULTS.kv_rotation,
+    lm_head_bits: options.LmHeadBits = DEFAULTS.lm_head_bits,
     model_format: options.ModelFormat = DEFAULTS.model_format,
     dtype: options.Dtype = DEFAULTS.dtype,
     tp: options.Tp = DEFAULTS.tp,
@@ -72,6 +73,7 @@ def perplexity(
             cache_block_seq_len=cache_block_seq_len,
             quant_policy=policy,
             kv_rotation=kv_rotation if policy else None,
+            lm_head_bits=lm_head_bits,
             compile_cache=compile_cache,
         )
         for policy in quant_policy or [DEFAULTS.quant_policy]

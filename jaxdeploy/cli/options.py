@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from jaxdeploy.config.engine import DTYPES, MODEL_FORMATS, QUANT_POLICIES, EngineConfig
+from jaxdeploy.config.engine import DTYPES, LM_HEAD_BITS, MODEL_FORMATS, QUANT_POLICIES, EngineConfig
 from jaxdeploy.errors import ConfigError
 
 DEFAULTS = EngineConfig()
@@ -51,6 +51,15 @@ QuantPolicy = Annotated[
         "--quant-policy",
         metavar="|".join(map(str, QUANT_POLICIES)),
         help="Bits of keys and values in the KV cache; 0 keeps them in --dtype.",
+        rich_help_panel=_PANEL,
+    ),
+]
+LmHeadBits = Annotated[
+    int,
+    typer.Option(
+        "--lm-head-bits",
+        metavar="|".join(map(str, LM_HEAD_BITS)),
+        help="Bits of the output matrix; 4 rounds it when it is loaded.",
         rich_help_panel=_PANEL,
     ),
 ]
@@ -153,6 +162,7 @@ def engine_config(
     cache_block_seq_len: int = DEFAULTS.cache_block_seq_len,
     quant_policy: int = DEFAULTS.quant_policy,
     kv_rotation: bool | None = DEFAULTS.kv_rotation,
+    lm_head_bits: int = DEFAULTS.lm_head_bits,
     enable_prefix_caching: bool = DEFAULTS.enable_prefix_caching,
     max_prefill_token_num: int | None = DEFAULTS.max_prefill_token_num,
     num_tokens_per_iter: int | None = DEFAULTS.num_tokens_per_iter,
@@ -173,6 +183,7 @@ def engine_config(
         cache_block_seq_len=cache_block_seq_len,
         quant_policy=quant_policy,
         kv_rotation=kv_rotation,
+        lm_head_bits=lm_head_bits,
         enable_prefix_caching=enable_prefix_caching,
         max_prefill_token_num=max_prefill_token_num,
         num_tokens_per_iter=num_tokens_per_iter,

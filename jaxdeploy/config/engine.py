@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from jaxdeploy.errors import ConfigError
 
 QUANT_POLICIES = (0, 8, 4)
+LM_HEAD_BITS = (16, 4)
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 MODEL_FORMATS = ("hf", "awq", "gptq", "compressed-tensors", "gguf", "orbax")
 
@@ -25,6 +26,7 @@ class EngineConfig:
         quant_policy: 0 keeps K and V in ``dtype``, 8 and 4 quantize them online to that many bits.
         kv_rotation: turn keys and values before they are quantized, so that a few large channels cost the others no precision; None
             does it for quant_policy 4.
+        lm_head_bits: 16 keeps the output matrix as the checkpoint has it, 4 rounds it to int4 when it is loaded.
         enable_prefix_caching: share the full pages of requests that begin with the same tokens.
         max_prefill_token_num: most tokens of a step that feeds prompts; None is 4096 on a GPU, 512 on a CPU. At least twice
             max_batch_size is used.
@@ -43,6 +45,7 @@ class EngineConfig:
     cache_block_seq_len: int = 64
     quant_policy: int = 0
     kv_rotation: bool | None = None
+    lm_head_bits: int = 16
     enable_prefix_caching: bool = True
     max_prefill_token_num: int | None = None
     num_tokens_per_iter: int | None = None
@@ -59,6 +62,8 @@ class EngineConfig:
             raise ConfigError(f"tp={self.tp}: tensor parallelism is not built yet; run with tp=1")
         if self.quant_policy not in QUANT_POLICIES:
             raise ConfigError(f"quant_policy={self.quant_policy} must be 0 (none), 8 or 4")
+        if self.lm_head_bits not in LM_HEAD_BITS:
+            raise ConfigError(f"lm_head_bits={self.lm_head_bits} must be one of {LM_HEAD_BITS}")
         if self.kv_rotation and not self.quant_policy:
             raise ConfigError("kv_rotation needs quant_policy 8 or 4: with 0 there is nothing to round")
         for name in ("session_len", "max_batch_size", "max_prefill_token_num", "num_tokens_per_iter"):

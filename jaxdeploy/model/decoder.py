@@ -13,9 +13,12 @@ from jaxdeploy.cache.kv_pages import KVPages
 from jaxdeploy.config.model import ModelConfig
 from jaxdeploy.model.inputs import ModelInputs
 from jaxdeploy.model.layer import MOMENTS, DecoderLayer, StepContext
+from jaxdeploy.model.linear import linear
 from jaxdeploy.model.norm import RMSNorm
 from jaxdeploy.model.parameter import Described, Source, described
 from jaxdeploy.model.rope import inverse_frequencies, rotation_tables
+from jaxdeploy.weights.quant_tensor import QuantTensor
+from jaxdeploy.weights.tiled_tensor import TiledTensor
 
 
 class Decoder(nn.Module):
@@ -39,7 +42,8 @@ class Decoder(nn.Module):
         self.embedding: Any = self.param(
             "embedding", described(nn.initializers.normal(0.02), source), vocabulary, dtype
         )
-        if not c.tie_word_embeddings:
+        self.int4_head = self._int4_head()
+        if self.int4_head is None and not c.tie_word_embeddings:
             source = Source(("lm_head",), "weight", ("vocab", "embed"), stacked=False)
             self.lm_head: Any = self.param(
                 "lm_head", described(nn.initializers.normal(0.02), source), vocabulary, dtype
@@ -56,6 +60,13 @@ class Decoder(nn.Module):
         )
         self.layers = scanned(c, self.dtype, name="layers")
         self.norm = RMSNorm("model.norm", c.hidden_size, c.rms_norm_eps, self.dtype, name="norm")
+
+    def _int4_head(self) -> QuantTensor | TiledTensor | None:
+        """The output matrix where someone has handed in an int4 one (``lite.head``); Flax would compare it with a dense one."""
+        if not self.has_variable("params", "lm_head"):
+            return None
+        head: Any = meta.unbox(self.get_variable("params", "lm_head"))
+        return head if isinstance(head, QuantTensor | TiledTensor) else None
 
     def __call__(self, inputs: ModelInputs, pages: KVPages) -> tuple[Float[Array, "T D"], KVPages]:
         """Run all layers.
@@ -76,6 +87,8 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Scores of the next token, float32."""
+        if self.int4_head is not None:
+            return linear(hidden, self.int4_head, jnp.int32(0)).astype(jnp.float32)
         head = self.embedding if self.config.tie_word_embeddings else self.lm_head
         contract = (((hidden.ndim - 1,), (1,)), ((), ()))
         return lax.dot_general(hidden, head, contract, preferred_element_type=jnp.float32)

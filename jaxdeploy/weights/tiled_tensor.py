@@ -86,14 +86,7 @@ def tile_weights(params: dict) -> dict:
     The rows of each leaf are let go before the next leaf is reordered if nothing else holds them, so call it with the only
     reference to the tree: at most one leaf is there twice.
     """
-    tiled = {}
-    for name in list(params):
-        node = params.pop(name)
-        if isinstance(node, dict):
-            tiled[name] = _tile_module(name, node)
-        else:
-            tiled[name] = node
-    return tiled
+    return _tile_module("", params)
 
 
 def _tile_module(module: str, node: dict) -> dict:
