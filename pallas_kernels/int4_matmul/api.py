@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int32, UInt8
 
+from pallas_kernels.device import HOPPER, gpu_capability
 from pallas_kernels.int4_matmul.reference import int4_matmul_reference
 from pallas_kernels.int4_matmul.tiles import from_tiles, padded, separate_strips
 
@@ -146,7 +147,7 @@ def _tile_kernel(x, outputs: int, group_size: int, gated: bool, invariant: bool,
 
     capability = gpu_capability()
     shape = choice.Shape(x.shape[0], x.shape[1], outputs, group_size)
-    wgmma = capability[0] == 9
+    wgmma = capability[0] == HOPPER[0]
     if implementation == "wgmma" and not wgmma:
         raise ValueError(f"{implementation=} needs a Hopper GPU; this one has compute capability {capability}")
     if capability < OLDEST_GPU:
@@ -178,11 +179,3 @@ def _tile_kernel(x, outputs: int, group_size: int, gated: bool, invariant: bool,
         return out
 
     return run
-
-
-def gpu_capability() -> tuple[int, int]:
-    """Of this process's GPU; Hopper's where it has none, so that a machine without one lowers what an H100 runs."""
-    if jax.default_backend() != "gpu":
-        return (9, 0)
-    major, minor = str(jax.devices()[0].compute_capability).split(".")
-    return (int(major), int(minor))

@@ -5,6 +5,7 @@ from dataclasses import replace
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
+from pallas_kernels.device import HOPPER, gpu_capability
 from pallas_kernels.paged_attention import decode_mosaic
 from pallas_kernels.paged_attention.decode_mosaic import DecodeConfig, Shape
 from pallas_kernels.paged_attention.fragments import Stored
@@ -16,7 +17,10 @@ from pallas_kernels.paged_attention.reference import Pages
 _SHORT = {"bfloat16": "bf16", "float16": "f16"}
 
 
-def _reason_not_dtypes(q: Array, k_pages: Pages) -> str | None:
+def _reason_not_here(q: Array, k_pages: Pages) -> str | None:
+    capability = gpu_capability()
+    if capability[0] != HOPPER[0]:
+        return f"the kernels are Hopper's, this GPU has compute capability {capability}"
     same = k_pages.bits != 16 or q.dtype == k_pages.values.dtype
     if str(q.dtype) in _SHORT and same:
         return None
@@ -27,7 +31,7 @@ def decode_shape(
     q: Float[Array, "B N H"], k_pages: Pages, table_width: int, *, scale: float, soft_cap: float
 ) -> Shape | str:
     """The sizes of a call, or why its types are not the kernel's."""
-    if reason := _reason_not_dtypes(q, k_pages):
+    if reason := _reason_not_here(q, k_pages):
         return reason
     _, pages, kv_heads, page_size, _ = k_pages.values.shape
     name = _SHORT[str(q.dtype)]
@@ -82,7 +86,7 @@ def prefill_shape(
     q: Float[Array, "T N H"], k_pages: Pages, rows: int, *, scale: float, soft_cap: float
 ) -> PrefillShape | str:
     """The sizes of a call, or why the prefill kernel can't take it."""
-    if reason := _reason_not_dtypes(q, k_pages):
+    if reason := _reason_not_here(q, k_pages):
         return reason
     _, pages, kv_heads, page_size, _ = k_pages.values.shape
     shape = PrefillShape(

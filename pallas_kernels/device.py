@@ -1,0 +1,13 @@
+"""What the kernels ask of the GPU."""
+
+import jax
+
+HOPPER = (9, 0)
+
+
+def gpu_capability() -> tuple[int, int]:
+    """Compute capability of this process's GPU; Hopper's where it has none, so that such a machine lowers what an H100 runs."""
+    if jax.default_backend() != "gpu":
+        return HOPPER
+    major, minor = str(jax.devices()[0].compute_capability).split(".")
+    return (int(major), int(minor))
