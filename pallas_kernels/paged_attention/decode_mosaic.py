@@ -129,7 +129,7 @@ def _aligned(size: int) -> int:
 
 
 def default_config(shape: Shape) -> DecodeConfig:
-    """Two pipelines where each has three stages, else one: seen best on an H100, differences are small (LOG.md)."""
+    """Two pipelines where each has three stages, else one: differences seen on an H100 are small (LOG.md)."""
     blocks = multiprocessors()
     config = DecodeConfig(groups=2, blocks=blocks)
     return config if Layout(shape, config).stages >= 3 else DecodeConfig(groups=1, blocks=blocks)

@@ -92,8 +92,11 @@ class Threads:
         monkeypatch.setattr(ptx_float, "_collective", self.collective)
         monkeypatch.setattr(ptx_sync, "when", self.when)
         monkeypatch.setattr(ptx_sync, "choose", self.choose)
+        monkeypatch.setattr(ptx_sync, "copy_bulk", self.copy_bulk)
+        monkeypatch.setattr(ptx_sync, "arrive_expecting", self.announce)
+        self.announced = self.copied = 0
         monkeypatch.setattr(ptx_sync, "run_inline", lambda emit, types, *arguments: emit(None, *arguments))
-        for name in ("sync_warpgroup", "wait", "arrive", "init_barrier", "arrive_expecting"):
+        for name in ("sync_warpgroup", "wait", "arrive", "init_barrier"):
             monkeypatch.setattr(ptx_sync, name, lambda *arguments: None)
 
     def put(self, array: np.ndarray) -> Ref:
@@ -121,11 +124,28 @@ class Threads:
         return [value(np.where(condition, a, b)) for a, b in zip(taken, otherwise, strict=True)]
 
     def repeat(self, count, carry, body):
-        """All threads go round equally often."""
-        number = int(np.unique(count.value).item()) if isinstance(count, Int) else count
-        for i in range(number):
-            carry = body(ptx.constant(i), list(carry))
+        """Threads that have gone round often enough keep what they have while others go on."""
+        counts = np.asarray(count.value if isinstance(count, Int) else np.full(THREADS, count))
+        for i in range(int(counts[self.active].max(initial=0))):
+            going = counts > i
+            with self.when(going):
+                new = body(ptx.constant(i), list(carry))
+            carry = [_choice(going, a, b) for a, b in zip(new, carry, strict=True)]
         return list(carry)
+
+    def announce(self, barrier, size) -> None:
+        """Bytes that a barrier is to wait for, over all threads."""
+        sizes = size.value if isinstance(size, Int) else np.full(THREADS, size)
+        self.announced += int(sizes[self.active].sum())
+
+    def copy_bulk(self, shared, address, size, barrier) -> None:
+        """At once: in lockstep nobody looks before the barrier says so."""
+        for thread in np.flatnonzero(self.active):
+            target, source = int(shared.value[thread]), int(address.value[thread])
+            assert target % 16 == source % 16 == size % 16 == 0
+            assert max(target, source) + size <= self.memory.size
+            self.memory[target : target + size] = self.memory[source : source + size]
+            self.copied += size
 
     @property
     def active(self) -> np.ndarray:
@@ -211,6 +231,12 @@ class Threads:
         if ".idx" in text:
             return value(x[lanes // 32 * 32 + other])
         return value(x[np.maximum(lanes - other, lanes // 32 * 32)])  # .up
+
+
+def _choice(condition, a, b):
+    if isinstance(a, Int):
+        return Int(_choice(condition, a.value, b.value))
+    return value(np.where(condition, a, b))
 
 
 def _pair(word, half) -> np.ndarray:
