@@ -64,8 +64,8 @@ def lower_model(
     """
 
     if layout.bucket.decode and jax.default_backend() == "gpu":
-        # Straight-line code is captured as one CUDA graph. A loop is launched kernel by kernel, and the host is slower than a
-        # layer of few tokens: measured on an H100, 15 us of host time an iteration of one kernel that takes 5 us.
+        # In a loop the host is slower than a layer of few tokens. Measured on an H100, jax 0.11.2, one int4 matmul of 5 us for each
+        # layer: 15 us of host time an iteration of fori_loop, 1.6 us a layer written out.
         model = model.clone(unroll=model.config.num_layers)
 
     def step(params, pages, last_token, packed):
