@@ -14,7 +14,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
 from jaxdeploy.cache.kv_pages import KVPages
+from jaxdeploy.config.engine import EngineConfig
 from jaxdeploy.demo import demo_model_path
+from jaxdeploy.kv_rotation import fit_rotation, with_rotation
 from jaxdeploy.loading import tokenizer_of
 from jaxdeploy.model.decoder import Decoder, next_logits, run_layers
 from jaxdeploy.model.inputs import ModelInputs
@@ -41,17 +43,21 @@ class Cache:
     lengths: Leaf  # int32 [B]
 
 
-def load(model: str | Path | None = None, *, dtype: str = "float32") -> Model:
+def load(model: str | Path | None = None, *, dtype: str = "float32", kv_rotation: bool = False) -> Model:
     """Load a checkpoint's weights, without an engine.
 
     Args:
         model: folder or GGUF file; None is the embedded demo model.
         dtype: of activations and dense weights.
+        kv_rotation: turn keys and values before they are stored, for caches of quant_policy 8 and above all 4.
     """
     checkpoint = open_checkpoint(demo_model_path() if model is None else Path(model))
+    if kv_rotation:
+        checkpoint = with_rotation(checkpoint, EngineConfig(quant_policy=4))
     try:
-        params = load_parameters(checkpoint, dtype)
-        return Model(Decoder(checkpoint.config, dtype), params, tokenizer_of(checkpoint))
+        params, tokenizer = load_parameters(checkpoint, dtype), tokenizer_of(checkpoint)
+        decoder = Decoder(checkpoint.config, dtype)
+        return Model(decoder, fit_rotation(decoder, params, tokenizer), tokenizer)
     finally:
         checkpoint.close()
 

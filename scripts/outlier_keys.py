@@ -2,8 +2,8 @@
 
     python scripts/outlier_keys.py --max-tokens 2048
 
-``scale`` multiplies four key channels of every head by 30 and divides the queries': the model stays the same function. ``bias`` adds
-biases of up to 120 to slowly turning key channels, as Qwen2.5 has them. Perplexity is on Python's help pages in windows of 512.
+``scale`` multiplies four key channels of every head by 30 and divides the queries': the model stays the same function. ``bias``
+adds biases of up to 120 to slowly turning key channels, as Qwen2.5 has them. Perplexity: Python's help pages, windows of 512.
 """
 
 import argparse

@@ -58,7 +58,7 @@ def test_a_turned_model_is_the_same_function(case: str, tmp_path: Path):
     assert decoder.config.value_rotation == "fold"
     expected = all_logits(plain.decoder, plain.params)
     assert error(all_logits(decoder, params), expected) < 1e-4
-    fitted = fit_rotation(decoder, params, plain.tokenizer)
+    fitted = jd.load(folder, kv_rotation=True).params
     basis = fitted["layers"]["attention"]["key_basis"]
     assert not np.allclose(basis, params["layers"]["attention"]["key_basis"], atol=1e-2)
     assert error(all_logits(decoder, fitted), expected) < 1e-4
