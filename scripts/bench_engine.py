@@ -162,7 +162,6 @@ def run(options: argparse.Namespace, wanted: list[str]) -> dict[str, Any]:
         report["stall"] = row
         show("stall", row)
     if "decode" in wanted:
-        measure.prompts_first(engine)
         report["decode"] = []
         for batch in options.concurrency:
             rows = [

@@ -73,7 +73,8 @@ def step_memory(
     )
     state = jax.eval_shape(lambda: SlotState.create(limits.batch_size + 1, config.vocab_size))
     layouts = [StepLayout(bucket, limits.table_width, limits.batch_size) for bucket in buckets]
-    models = [lower_model(model, layout, params, pages, state.last_token) for layout in layouts]
+    # One layer's buffers are used by the next, so layers in a loop tell as much as layers written out.
+    models = [lower_model(model, layout, params, pages, state.last_token, unroll=False) for layout in layouts]
     rows = max(bucket.sampler_rows for bucket in buckets)
     samplers = [lower_sampler(extent, rows, config.vocab_size, state) for extent in (Extent.FILTER, Extent.ALL)]
     with ThreadPoolExecutor() as pool:

@@ -56,14 +56,23 @@ def run_sampler(
 
 
 def lower_model(
-    model: Decoder, layout: StepLayout, params: dict, pages: KVPages, last_token: Array | jax.ShapeDtypeStruct
+    model: Decoder,
+    layout: StepLayout,
+    params: dict,
+    pages: KVPages,
+    last_token: Array | jax.ShapeDtypeStruct,
+    *,
+    unroll: bool = True,
 ) -> jax.stages.Lowered:
     """Lower the model of one bucket. Arguments may be arrays or ShapeDtypeStructs; pages are donated.
 
     The compiled result can be called, can't be re-compiled, and tells what memory it needs (``memory_analysis``).
+
+    Args:
+        unroll: write the layers out where that is faster to run; it takes longer to compile.
     """
 
-    if layout.bucket.decode and jax.default_backend() == "gpu":
+    if unroll and layout.bucket.decode and jax.default_backend() == "gpu":
         # In a loop the host is slower than a layer of few tokens. Measured on an H100, jax 0.11.2, one int4 matmul of 5 us for each
         # layer: 15 us of host time an iteration of fori_loop, 1.6 us a layer written out.
         model = model.clone(unroll=model.config.num_layers)

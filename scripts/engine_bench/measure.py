@@ -30,6 +30,7 @@ def decode(
         trace: profiles a few steps in the middle.
     """
     clock, vocabulary = Clock(engine), engine.config.vocab_size
+    prompts_first(engine)
     for job in jobs("fixed", batch, prompt=prompt, new=new, vocabulary=vocabulary, seed=seed):
         clock.submit(job)
     begun = time.perf_counter()
