@@ -63,6 +63,10 @@ class Float:
         """1 / self, within 1 unit in the last place; 0 has infinity."""
         return Float(ptx.asm("rcp.approx.ftz.f32 $0, $1;", self.value, results=(ptx.f32(),), pure=True)[0])
 
+    def divide(self, other: "Float") -> "Float":
+        """``self / other`` rounded to nearest, as IEEE 754 has it."""
+        return Float(ptx.asm("div.rn.f32 $0, $1, $2;", self.value, other.value, results=(ptx.f32(),), pure=True)[0])
+
     def tanh(self) -> "Float":
         """By ``1 - 2 / (1 + exp(2 x))``: the instruction of that name keeps only 11 bits."""
         half = ((self * 2.885390081777927).exp2() + 1.0).reciprocal()  # 2 / ln 2
@@ -135,6 +139,22 @@ def pack_words(low: Float, high: Float, dtype: str) -> Int:
 def word(bits: int) -> Int:
     """A constant of 32 bits, given unsigned."""
     return ptx.constant(bits - (1 << 32) if bits >> 31 else bits)
+
+
+def to_half(x: Float, rounding: str) -> Int:
+    """Bits of x as float16, the upper half 0; ``rounding`` is rn (nearest), rm (down) or rp (up)."""
+    text = f"{{ .reg .b16 h; cvt.{rounding}.f16.f32 h, $1; mov.b32 $0, {{h, 0}}; }}"
+    return Int(ptx.asm(text, x.value, results=(ptx.i32(),), pure=True)[0])
+
+
+def from_half(bits: Int) -> Float:
+    """The float16 in the lower half of a word."""
+    return unpack_pair(bits, "f16")[0]
+
+
+def to_integer(x: Float) -> Int:
+    """The nearest integer of a number that isn't negative, halves to even."""
+    return Int(ptx.asm("cvt.rni.u32.f32 $0, $1;", x.value, results=(ptx.i32(),), pure=True)[0])
 
 
 def halves_fma(pair: Int, factor: int, addend: int) -> Int:

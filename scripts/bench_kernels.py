@@ -17,6 +17,7 @@ from kernel_bench.report import save, table
 BENCHMARKS = {
     "int4_matmul": "kernel_bench.int4_matmul",
     "paged_attention": "kernel_bench.paged_attention",
+    "kv_write": "kernel_bench.kv_write",
 }
 
 

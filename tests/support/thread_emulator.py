@@ -40,6 +40,16 @@ def _constant(number, kind: str) -> Value:
     return value(int(number) & (0xFFFFFFFF if kind == "i32" else 0xFFFFFFFFFFFFFFFF), _BITS[kind])
 
 
+def _quiet(operation):
+    """Threads that are masked off compute with whatever they find."""
+
+    def run(*arguments, **options):
+        with np.errstate(all="ignore"):
+            return operation(*arguments, **options)
+
+    return run
+
+
 _ARITH = SimpleNamespace(
     addi=lambda a, b: value(a + b),
     subi=lambda a, b: value(a - b),
@@ -56,9 +66,9 @@ _ARITH = SimpleNamespace(
     bitcast=lambda kind, a: value(np.asarray(a).view(_BITS[kind])),
     cmpi=lambda how, a, b: value(a < b if how == "ult" else a == b),
     cmpf=lambda how, a, b: value(a > b),
-    addf=lambda a, b, fastmath=None: value(a + b),
-    subf=lambda a, b, fastmath=None: value(a - b),
-    mulf=lambda a, b, fastmath=None: value(a * b),
+    addf=_quiet(lambda a, b, fastmath=None: value(a + b)),
+    subf=_quiet(lambda a, b, fastmath=None: value(a - b)),
+    mulf=_quiet(lambda a, b, fastmath=None: value(a * b)),
     CmpIPredicate=SimpleNamespace(ult="ult", eq="eq"),
     CmpFPredicate=SimpleNamespace(OGT="ogt"),
     FastMathFlags=SimpleNamespace(contract=None),
@@ -84,7 +94,7 @@ class Threads:
         monkeypatch.setattr(ptx_float, "ir", SimpleNamespace(IntegerType=signless))
         for name in ("i32", "i64", "f32"):
             monkeypatch.setattr(ptx, name, lambda name=name: name)
-        monkeypatch.setattr(ptx, "asm", self.asm)
+        monkeypatch.setattr(ptx, "asm", _quiet(self.asm))
         monkeypatch.setattr(ptx, "thread_index", lambda: Int(value(np.arange(THREADS), np.uint32)))
         monkeypatch.setattr(ptx, "shared_address", lambda ref: Int(value(ref.address, np.uint32)))
         monkeypatch.setattr(ptx, "global_address", lambda ref: Int(value(ref.address, np.uint64)))
@@ -183,26 +193,31 @@ class Threads:
             a, b, *c = (_pair(v, np.float16).astype(np.float64) for v in values)
             out = a * b + c[0] if c else a + b
             return [_word(out.astype(np.float16))]
-        if name.startswith("cvt.rn"):
+        if name.startswith("cvt.rn."):
             high, low = values  # the instruction names the upper half first
             return [_word(np.stack([low, high], axis=1).astype(_HALF["bf16" if "bf16" in name else "f16"]))]
         if "cvt.f32.f16" in text:
             halves = _pair(values[0], np.float16).astype(np.float32)
             return [value(halves[:, i]) for i in range(2)]
+        if half := re.search(r"cvt\.(r[nmp])\.f16\.f32", text):
+            return [value(_to_half(np.asarray(values[0]), half[1]).view(np.uint16).astype(np.uint32))]
+        if name.startswith("cvt.rni"):
+            return [value(np.rint(values[0]).astype(np.uint32))]
+        if name.startswith("div.rn"):
+            return [value(values[0] / values[1])]
         if name.startswith("mov.u32"):
             return [value(np.arange(THREADS), np.uint32)]
         if name.startswith("bar.warp"):
             return None
-        with np.errstate(all="ignore"):
-            simple = {
-                "fma": lambda a, b, c: a * b + c,
-                "ex2": np.exp2,
-                "rcp": lambda a: 1 / a,
-                "max": np.fmax,
-                "min": np.fmin,
-            }
-            wide = [np.asarray(v, np.float64) for v in values]
-            return [value(simple[name.split(".")[0]](*wide), np.float32)]
+        simple = {
+            "fma": lambda a, b, c: a * b + c,
+            "ex2": np.exp2,
+            "rcp": lambda a: 1 / a,
+            "max": np.fmax,
+            "min": np.fmin,
+        }
+        wide = [np.asarray(v, np.float64) for v in values]
+        return [value(simple[name.split(".")[0]](*wide), np.float32)]
 
     def _mma(self, values, half):
         a, b, c = values[:4], values[4:6], values[6:10]
@@ -231,6 +246,13 @@ class Threads:
         if ".idx" in text:
             return value(x[lanes // 32 * 32 + other])
         return value(x[np.maximum(lanes - other, lanes // 32 * 32)])  # .up
+
+
+def _to_half(x: np.ndarray, rounding: str) -> np.ndarray:
+    half = x.astype(np.float16)
+    back = half.astype(np.float32)
+    wrong = {"rn": np.zeros(x.shape, bool), "rm": back > x, "rp": back < x}[rounding]
+    return np.where(wrong, np.nextafter(half, np.float16(-np.inf if rounding == "rm" else np.inf)), half)
 
 
 def _choice(condition, a, b):
