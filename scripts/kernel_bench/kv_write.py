@@ -1,7 +1,7 @@
 """The KV write: its kernel beside what XLA makes of the reference (quantization and scatters).
 
-Times are of kernels (CUPTI), all of one call added up; the pools are donated. "temp bytes" are those of the compiled program: a copy of
-the pool would show there.
+Times are of kernels (CUPTI), all of one call added up; the pools are donated. "temp bytes" are those of the compiled program: a
+copy of the pool would show there.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def run(options: argparse.Namespace, bits: int, tokens: int, implementation: str
     rest = new, jnp.int32(1), jnp.asarray(places // options.page_size), jnp.asarray(places % options.page_size)
     write = jax.jit(partial(kv_write, bits=bits, implementation=implementation), donate_argnums=(0, 1))
     compiled = write.lower(pages, pairs, *rest).compile()
-    temp = compiled.memory_analysis().temp_size_in_bytes
+    memory: Any = compiled.memory_analysis()
     pools = compiled(pages, pairs, *rest)
     stored = np.asarray(pools[0])
     times, kernels = [], 0
@@ -67,7 +67,7 @@ def run(options: argparse.Namespace, bits: int, tokens: int, implementation: str
         pools, seen = measured(*pools, *rest)
         times.append(sum(time for _, time in seen) * 1e3)
         kernels = len(seen)
-    return {"us": median(times), "kernels": kernels, "temp": temp, "values": stored}
+    return {"us": median(times), "kernels": kernels, "temp": memory.temp_size_in_bytes, "values": stored}
 
 
 def roofline(rows: list[Row], path: str) -> None:
