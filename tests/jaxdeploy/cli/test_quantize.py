@@ -75,8 +75,9 @@ def test_plain_rounding_is_awq_without_anything(lite):
 def test_each_command_is_its_method(lite):
     recipes = {name: lite(name)[3][0][2] for name in ("auto_awq", "auto_gptq", "auto_round")}
     assert [recipe.rounding for recipe in recipes.values()] == ["nearest", "gptq", "learned"]
-    changed = lite("auto_gptq", "--act-order", "--format", "gptq", "--scaling", "search", "--clip", "True")[3][0][2]
-    assert changed == Recipe(scaling="search", clip=True, rounding="gptq", act_order=True, format="gptq")
+    assert recipes["auto_gptq"] == Recipe(scaling="search", clip=True, rounding="gptq")
+    changed = lite("auto_gptq", "--act-order", "--format", "gptq", "--scaling", "none", "--clip", "False")[3][0][2]
+    assert changed == Recipe(scaling="none", clip=False, rounding="gptq", act_order=True, format="gptq")
     changed = lite("auto_round", "--steps", "50", "--step-tokens", "512", "--seed", "3")[3][0]
     assert (changed[2].steps, changed[2].step_tokens, changed[2].seed, changed[3].sample_seed) == (50, 512, 3, 3)
 
