@@ -60,6 +60,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--cache-block-seq-len", type=int, default=64)
     options.add_argument("--max-prefill-token-num", type=int)
     options.add_argument("--num-tokens-per-iter", type=int)
+    options.add_argument("--num-speculative-tokens", type=int, default=0)
     options.add_argument("--compile-cache", help="folder of compiled programs")
     options.add_argument("--trace", help="folder for a profile of some decode steps of each batch size")
     options.add_argument("--json", type=Path, help="also write the numbers here")
@@ -87,6 +88,7 @@ def build(options: argparse.Namespace) -> tuple[Engine, dict[str, float]]:
         cache_block_seq_len=options.cache_block_seq_len,
         max_prefill_token_num=options.max_prefill_token_num,
         num_tokens_per_iter=options.num_tokens_per_iter,
+        num_speculative_tokens=options.num_speculative_tokens,
     )
     limits = Limits.resolve(engine_options, config, platform=device.platform)
     engine = Engine(config, params, SilentTokenizer(config.vocab_size), engine_options, limits)
@@ -173,6 +175,9 @@ def run(options: argparse.Namespace, wanted: list[str]) -> dict[str, Any]:
             ]  # fmt: skip
             report["decode"].append(max(rows, key=lambda row: row["decode tokens/s"]))
             show("decode", report["decode"][-1])
+    if options.num_speculative_tokens:
+        report["drafts"] = {"drafted": engine.drafted_tokens, "accepted": engine.accepted_tokens}
+        show("drafts", report["drafts"])
     report["compile misses"] = engine.executor.compile_misses
     return report
 

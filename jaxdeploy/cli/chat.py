@@ -57,6 +57,7 @@ def chat(
     max_batch_size: options.MaxBatchSize = 1,
     enable_prefix_caching: options.EnablePrefixCaching = DEFAULTS.enable_prefix_caching,
     max_prefill_token_num: options.MaxPrefillTokenNum = DEFAULTS.max_prefill_token_num,
+    num_speculative_tokens: options.NumSpeculativeTokens = DEFAULTS.num_speculative_tokens,
     compile_cache: options.CompileCache = DEFAULTS.compile_cache,
 ) -> None:
     """Chat with a model.
@@ -87,6 +88,7 @@ def chat(
         lm_head_bits=lm_head_bits,
         enable_prefix_caching=enable_prefix_caching,
         max_prefill_token_num=max_prefill_token_num,
+        num_speculative_tokens=num_speculative_tokens,
         compile_cache=compile_cache,
     )
     # Here and not above: bad options are refused, and help is shown, without waiting for jax.

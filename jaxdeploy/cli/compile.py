@@ -26,6 +26,7 @@ def compile_model(
     tp: options.Tp = DEFAULTS.tp,
     max_batch_size: options.MaxBatchSize = DEFAULTS.max_batch_size,
     max_prefill_token_num: options.MaxPrefillTokenNum = DEFAULTS.max_prefill_token_num,
+    num_speculative_tokens: options.NumSpeculativeTokens = DEFAULTS.num_speculative_tokens,
     compile_cache: options.CompileCache = DEFAULTS.compile_cache,
     chat: Annotated[
         bool, typer.Option("--chat", help="For `jaxdeploy chat`, which runs one answer at a time, not for a server.")
@@ -48,6 +49,7 @@ def compile_model(
         kv_rotation=kv_rotation,
         lm_head_bits=lm_head_bits,
         max_prefill_token_num=max_prefill_token_num,
+        num_speculative_tokens=num_speculative_tokens,
         compile_cache=compile_cache,
     )
     begun = time.perf_counter()

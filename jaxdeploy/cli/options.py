@@ -114,6 +114,15 @@ EnablePrefixCaching = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
+NumSpeculativeTokens = Annotated[
+    int,
+    typer.Option(
+        "--num-speculative-tokens",
+        help="Guess so many tokens from what followed the same words before, and check them in one step: the same answers, "
+        "sooner where they repeat themselves or the prompt. 0 is off.",
+        rich_help_panel=_PANEL,
+    ),
+]
 CompileCache = Annotated[
     str | None,
     typer.Option(
@@ -166,6 +175,7 @@ def engine_config(
     enable_prefix_caching: bool = DEFAULTS.enable_prefix_caching,
     max_prefill_token_num: int | None = DEFAULTS.max_prefill_token_num,
     num_tokens_per_iter: int | None = DEFAULTS.num_tokens_per_iter,
+    num_speculative_tokens: int = DEFAULTS.num_speculative_tokens,
     compile_cache: str | None = DEFAULTS.compile_cache,
 ) -> EngineConfig:
     """The command line's engine options as an EngineConfig.
@@ -187,5 +197,6 @@ def engine_config(
         enable_prefix_caching=enable_prefix_caching,
         max_prefill_token_num=max_prefill_token_num,
         num_tokens_per_iter=num_tokens_per_iter,
+        num_speculative_tokens=num_speculative_tokens,
         compile_cache=compile_cache,
     )

@@ -122,6 +122,7 @@ def api_server(
     enable_prefix_caching: options.EnablePrefixCaching = DEFAULTS.enable_prefix_caching,
     max_prefill_token_num: options.MaxPrefillTokenNum = DEFAULTS.max_prefill_token_num,
     num_tokens_per_iter: options.NumTokensPerIter = DEFAULTS.num_tokens_per_iter,
+    num_speculative_tokens: options.NumSpeculativeTokens = DEFAULTS.num_speculative_tokens,
     compile_cache: options.CompileCache = DEFAULTS.compile_cache,
 ) -> None:
     """Serve a model by the OpenAI API.
@@ -158,6 +159,7 @@ def api_server(
         enable_prefix_caching=enable_prefix_caching,
         max_prefill_token_num=max_prefill_token_num,
         num_tokens_per_iter=num_tokens_per_iter,
+        num_speculative_tokens=num_speculative_tokens,
         compile_cache=compile_cache,
     )
     # Here and not above: bad options are refused, and help is shown, without waiting for jax.

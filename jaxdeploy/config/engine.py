@@ -32,6 +32,9 @@ class EngineConfig:
             max_batch_size is used.
         num_tokens_per_iter: most tokens of such a step while answers go on in it; less keeps them smoother, more ends
             prompts sooner. None is 512 on a GPU, 64 on a CPU.
+        num_speculative_tokens: guess so many tokens from what followed the same words before, and check them in one step; answers
+            are the same and, where they repeat themselves or the prompt, sooner. 0 is off. Answers with penalties, logprobs or
+            a grammar go without.
         seed: seeds the requests that bring no seed of their own; None draws one from the operating system.
         compile_cache: folder of JAX's persistent compilation cache; None leaves JAX's own setting, "" turns it off.
     """
@@ -49,6 +52,7 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     max_prefill_token_num: int | None = None
     num_tokens_per_iter: int | None = None
+    num_speculative_tokens: int = 0
     seed: int | None = None
     compile_cache: str | None = None
 
@@ -70,6 +74,8 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name}={value} must be at least 1")
+        if self.num_speculative_tokens < 0:
+            raise ConfigError(f"num_speculative_tokens={self.num_speculative_tokens} must be at least 0")
         if self.cache_block_seq_len < 1:
             raise ConfigError(f"cache_block_seq_len={self.cache_block_seq_len} must be at least 1")
         share = self.cache_max_entry_count

@@ -20,13 +20,20 @@ ALIGNMENT = 64
 
 
 class StepInputs(NamedTuple):
-    """What a step needs besides weights, pages and sampler state."""
+    """What a step needs besides weights, pages and sampler state.
+
+    Attributes:
+        from_device: tokens that only the device knows.
+        slots: of the rows.
+        picks: the token whose hidden state each of R places samples from; places of one row follow each other.
+        sampler_rows: slot, whether the token is kept for the next step, and tokens made before, of each place.
+    """
 
     model: ModelInputs
     from_device: Bool[Array, " T"]
     slots: Int32[Array, " B"]
-    samples: Bool[Array, " B"]
-    made: Int32[Array, " B"]
+    picks: Int32[Array, " R"]
+    sampler_rows: Int32[Array, "3 R"]
 
 
 @dataclass(frozen=True)
@@ -44,10 +51,11 @@ class StepLayout:
 
     def fields(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of each part, in order."""
-        t, b = self.bucket.tokens, self.bucket.rows
+        t, b, r = self.bucket.tokens, self.bucket.rows, self.bucket.sampler_rows
         per_token = dict.fromkeys(("tokens", "positions", "rows"), (t,))
-        per_row = dict.fromkeys(("context_lens", "rope_lengths", "slots", "samples", "made"), (b,))
-        return {**per_token, **per_row, "query_start": (b + 1,), "block_table": (b, self.table_width)}
+        per_row = dict.fromkeys(("context_lens", "rope_lengths", "slots"), (b,))
+        per_place = {"picks": (r,), "sampler_rows": (3, r)}
+        return {**per_token, **per_row, **per_place, "query_start": (b + 1,), "block_table": (b, self.table_width)}
 
     @property
     def size(self) -> int:
@@ -75,10 +83,16 @@ class StepLayout:
         sequences, counts = [row.sequence for row in rows], [row.count for row in rows]
         tokens: list[int] = []
         positions: list[int] = []
+        places: list[tuple[int, int | None, bool, int]] = []
         for row in rows:
+            known = row.count - len(row.draft)
             # What is missing was sampled for this slot in the step before, and has not been read yet.
-            tokens += row.sequence.token_ids[row.start : row.start + row.count] or [FROM_DEVICE]
+            tokens += row.sequence.token_ids[row.start : row.start + known] or [FROM_DEVICE]
+            tokens += row.draft
             positions += range(row.start, row.start + row.count)
+            # Which token of a draft's row goes on is for the host to say, and what it feeds next.
+            kept, first = row.samples and not row.draft, len(tokens) - row.places
+            places += [(first + i, row.sequence.slot, kept, row.made + i) for i in range(row.places)]
         # One assignment a part, not one a row: this is host time of every step.
         total, b = len(tokens), len(rows)
         part["tokens"][:total] = tokens
@@ -90,8 +104,9 @@ class StepLayout:
         part["rope_lengths"][:b] = [sequence.rope_length for sequence in sequences]
         part["slots"][:b] = [sequence.slot for sequence in sequences]
         part["slots"][b:] = self.padding_slot
-        part["samples"][:b] = [row.samples for row in rows]
-        part["made"][:b] = [row.made for row in rows]
+        part["picks"][: len(places)] = [pick for pick, *_ in places]
+        part["sampler_rows"][0, len(places) :] = self.padding_slot
+        part["sampler_rows"][:, : len(places)] = np.array(places).T[1:]
         for line, sequence in zip(part["block_table"], sequences, strict=False):
             line[: len(sequence.pages)] = sequence.pages
         return packed
@@ -113,8 +128,8 @@ class StepLayout:
             model=model,
             from_device=part["tokens"] == FROM_DEVICE,
             slots=part["slots"],
-            samples=part["samples"] == 1,
-            made=part["made"],
+            picks=part["picks"],
+            sampler_rows=part["sampler_rows"],
         )
 
 

@@ -6,8 +6,6 @@ SMALLEST_PREFILL = 16
 SMALL_PREFILL = 256
 """Prefill buckets grow by four up to here, where a step costs about the same however few tokens it has, and by two beyond, where
 padding costs as much as tokens do."""
-
-
 SAMPLER_GROWTH = 8
 """A sampler's time is small beside a model's, and there are several of each size: few sizes, more padding."""
 
@@ -33,13 +31,18 @@ class Buckets:
     prefill: tuple[Bucket, ...]
 
     @classmethod
-    def of(cls, *, batch_size: int, prefill_tokens: int) -> "Buckets":
-        """Powers of two up to the batch size for decode and up to the token budget for prefill."""
+    def of(cls, *, batch_size: int, prefill_tokens: int, places: int = 1) -> "Buckets":
+        """Powers of two up to the batch size for decode and up to the token budget for prefill.
+
+        Args:
+            places: at how many places a row may sample in a prefill step: one more than a draft has tokens.
+        """
         sizes = _grow(1, 2, batch_size)
-        samplers = _grow(1, SAMPLER_GROWTH, batch_size)
+        samplers = _grow(1, SAMPLER_GROWTH, batch_size * places)
 
         def bucket(tokens: int, rows: int, *, decode: bool) -> Bucket:
-            return Bucket(tokens, rows, decode, next(size for size in samplers if size >= rows))
+            sampled = rows if decode else min(tokens, batch_size * places)
+            return Bucket(tokens, rows, decode, next(size for size in samplers if size >= sampled))
 
         decode = tuple(bucket(size, size, decode=True) for size in sizes)
         small = min(SMALL_PREFILL, prefill_tokens)

@@ -8,6 +8,7 @@ from jaxdeploy.config.generation import MAX_LOGIT_BIAS
 from jaxdeploy.config.model import ModelConfig
 from jaxdeploy.engine.executor import Executor, LaunchedStep, Progress
 from jaxdeploy.engine.limits import Limits
+from jaxdeploy.engine.ngram_drafter import NgramDrafter
 from jaxdeploy.engine.page_allocator import PageAllocator
 from jaxdeploy.engine.prefix_index import prefix_salt
 from jaxdeploy.engine.request import Output, Request, Sequence, TokenLogprobs
@@ -32,6 +33,9 @@ class Engine:
         limits: the options resolved for this model and device.
         extra_end_ids: tokens that end an answer besides the model's own (a chat template's).
         progress: told about the compilation of the buckets.
+
+    Attributes:
+        drafted_tokens, accepted_tokens: guessed so far, and how many were right.
     """
 
     def __init__(
@@ -55,10 +59,12 @@ class Engine:
             mixed_tokens=limits.mixed_tokens,
             page_size=limits.page_size,
             prefix_caching=options.enable_prefix_caching,
+            draft_tokens=options.num_speculative_tokens,
         )
         self.scheduler = Scheduler(self.allocator, step_limits)
         self._in_flight: dict[str, list[Sequence]] = {}
         self._launched: LaunchedStep | None = None
+        self.drafted_tokens = self.accepted_tokens = 0
         self._seeds = random.Random(options.seed)
         self.executor.warm_up(progress)
 
@@ -172,6 +178,7 @@ class Engine:
         longest = self.session_len if config.max_new_tokens is None else prompt_len + config.max_new_tokens
         reach = min(longest, self.session_len)
         end_ids = frozenset(config.stop_token_ids) if config.ignore_eos else self.end_ids.union(config.stop_token_ids)
+        extent = Extent.of(config, grammar=request.constraint is not None)
         first_seed = request.base_seed if config.random_seed is None else config.random_seed
         return Sequence(
             request=request,
@@ -185,7 +192,8 @@ class Engine:
             detokenizer=IncrementalDetokenizer(self.tokenizer, request.prompt_ids, config.skip_special_tokens),
             stops=StopStrings(config.stop_words, config.include_stop_str_in_output) if config.stop_words else None,
             constraint=request.constraint() if request.constraint else None,
-            extent=Extent.of(config, grammar=request.constraint is not None),
+            extent=extent,
+            drafter=NgramDrafter() if self.options.num_speculative_tokens and extent < Extent.ALL else None,
             salt=prefix_salt(self.config.rope, reach, quant_policy=self.options.quant_policy),
         )
 
@@ -222,22 +230,38 @@ class Engine:
             return []
         sampled = self.executor.read(before)
         tokens = sampled.tokens.tolist()
-        outputs = [
-            self._advance(row.sequence, tokens[i], sampled, i)
-            for i, row in enumerate(before.plan.rows)
-            if row.samples and row.sequence.finish_reason is None
-        ]
+        outputs, place = [], 0
+        for row in before.plan.rows:
+            if row.samples and row.sequence.finish_reason is None:
+                outputs.append(self._advance(row, tokens[place : place + row.places], sampled, place))
+            place += row.places
         self._forget_idle_step()
         return outputs
 
-    def _advance(self, sequence: Sequence, token: int, sampled: Sampled, i: int) -> Output:
-        text = sequence.append(token)
+    def _advance(self, row: PlannedRow, tokens: list[int], sampled: Sampled, place: int) -> Output:
+        sequence, tokens = row.sequence, row.stands(tokens)
+        sequence.pending -= 1
+        self._judge(row, len(tokens))
+        text, taken = "", 0
+        while taken < len(tokens) and sequence.finish_reason is None:
+            text += sequence.append(tokens[taken])
+            taken += 1
         if sequence.finish_reason is not None:
             self.scheduler.finish(sequence)
             self._forget(sequence)
         wanted = sequence.request.config.logprobs
-        logprobs = () if wanted is None else (_logprobs(token, wanted, sampled, i),)
-        return _output(sequence, text, (token,), logprobs)
+        logprobs = () if wanted is None else (_logprobs(tokens[0], wanted, sampled, place),)
+        return _output(sequence, text, tuple(tokens[:taken]), logprobs)
+
+    def _judge(self, row: PlannedRow, right: int) -> None:
+        """Learn from what became of a draft."""
+        drafter, length = row.sequence.drafter, len(row.sequence.token_ids)
+        if row.draft:
+            self.scheduler.settle(row, right)
+            self.drafted_tokens += len(row.draft)
+            self.accepted_tokens += right - 1
+        if drafter is not None and drafter.is_active(length):
+            drafter.judge(len(row.draft), right - 1, length)
 
     def _forget_idle_step(self) -> None:
         """A step whose answers have all ended need not be read."""

@@ -65,7 +65,11 @@ class Executor:
             with self._timed("tile weights"):
                 params = jax.block_until_ready(tile_weights(params))
         self.model, self.params, self.limits = model, params, limits
-        self.buckets = Buckets.of(batch_size=limits.batch_size, prefill_tokens=limits.prefill_tokens)
+        self.buckets = Buckets.of(
+            batch_size=limits.batch_size,
+            prefill_tokens=limits.prefill_tokens,
+            places=1 + options.num_speculative_tokens,
+        )
         with self._timed("plan memory"):
             self.memory = plan_memory(model, params, options, limits, self.buckets.largest, device)
         with self._timed("allocate pages"):
@@ -179,7 +183,10 @@ class Executor:
         return step
 
     def read(self, step: "LaunchedStep") -> Sampled:
-        """What a step sampled, as numpy arrays, one row per row of the plan, then padding; waits until it has run."""
+        """What a step sampled, as numpy arrays: row by row of the plan, a row's places in order, then padding.
+
+        Waits until the step has run.
+        """
         begun = time.perf_counter()
         fetched = {name: np.asarray(getattr(step.sampled, name)) for name in step.wanted}
         self.wait_seconds += time.perf_counter() - begun

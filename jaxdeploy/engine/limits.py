@@ -50,8 +50,8 @@ class Limits:
             raise ConfigError(f"{session_len=} is longer than the model's context of {longest} tokens")
         batch_size = options.max_batch_size or MAX_BATCH_SIZE[on_gpu]
         prefill = min(options.max_prefill_token_num or MAX_PREFILL_TOKENS[on_gpu], session_len * batch_size)
-        # A step that is full of answers must have room for prompts.
-        prefill = max(prefill, 2 * batch_size)
+        # A step that is full of answers and their drafts must have room for prompts.
+        prefill = max(prefill, 2 * batch_size * (1 + options.num_speculative_tokens))
         return cls(
             dtype=dtype,
             session_len=session_len,

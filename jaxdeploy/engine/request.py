@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from jaxdeploy.config.generation import GenerationConfig
+from jaxdeploy.engine.ngram_drafter import NgramDrafter
 from jaxdeploy.sampling.extent import Extent
 from jaxdeploy.text.detokenizer import IncrementalDetokenizer
 from jaxdeploy.text.stop_strings import StopStrings
@@ -91,7 +92,8 @@ class Sequence:
 
     Attributes:
         token_ids: prompt, then answer.
-        pending: tokens that the steps launched so far sample, but that have not been read yet; they follow ``token_ids``.
+        pending: tokens that the steps launched so far sample, but that have not been read yet; they follow ``token_ids``. A row
+            with a draft counts as one.
         computed: tokens whose keys and values are in the cache once those steps have run.
         prefill_target: the sequence is in prefill until this many are; then each step feeds one token and samples the next.
         pages: its block table; C integers, which NumPy copies at once.
@@ -100,6 +102,7 @@ class Sequence:
         max_tokens: prompt and answer together end here.
         salt: see ``prefix_salt``.
         extent: what it needs of the sampler.
+        drafter: guesses tokens; None where nobody guesses.
         published: how many of its pages the prefix index knows. chain: what stands before the next one.
         cached_tokens: prompt tokens found in the cache at the first admission; None before it.
     """
@@ -116,6 +119,7 @@ class Sequence:
     stops: StopStrings | None
     salt: Hashable = None
     extent: Extent = Extent.ALL
+    drafter: NgramDrafter | None = None
     constraint: Constraint | None = None
     pending: int = 0
     computed: int = 0
@@ -139,8 +143,11 @@ class Sequence:
 
     @property
     def can_go_on(self) -> bool:
-        """False while the next step depends on a token that is not read yet: by a grammar, or because it is the last one."""
-        return self.reached < self.max_tokens and not (self.pending and self.constraint is not None)
+        """False while the next step depends on a token that is not read yet: by a grammar or a draft, or because it is the last."""
+        waits = self.constraint is not None or (
+            self.drafter is not None and self.drafter.is_active(len(self.token_ids))
+        )
+        return self.reached < self.max_tokens and not (self.pending and waits)
 
     @property
     def prefilling(self) -> bool:
@@ -150,7 +157,6 @@ class Sequence:
     def append(self, token: int) -> str:
         """Take the next token; returns the text that is certain now and sets finish_reason if the answer ends."""
         self.token_ids.append(token)
-        self.pending -= 1
         config = self.request.config
         if token in self.end_ids and self.made > config.min_new_tokens:
             self.finish_reason = "stop"

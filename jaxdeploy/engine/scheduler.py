@@ -15,6 +15,7 @@ class PlannedRow:
     Attributes:
         samples: this feeds the sequence's last token, so the step chooses the next one.
         made: tokens that its answer has before that one.
+        draft: guessed tokens, the last ones of the row: the step also chooses what would follow each of them.
     """
 
     sequence: Sequence
@@ -22,6 +23,19 @@ class PlannedRow:
     count: int
     samples: bool
     made: int
+    draft: tuple[int, ...] = ()
+
+    @property
+    def places(self) -> int:
+        """At how many of its tokens the row samples, were it to."""
+        return 1 + len(self.draft)
+
+    def stands(self, sampled: list[int]) -> list[int]:
+        """What is right of the tokens sampled at the row's places: all up to the first that the draft did not guess."""
+        right = 0
+        while right < len(self.draft) and self.draft[right] == sampled[right]:
+            right += 1
+        return sampled[: right + 1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +43,8 @@ class StepPlan:
     """The rows of one step.
 
     Attributes:
-        rows: single tokens of answers that go on first, then chunks of prompts.
-        decode: there are no chunks.
+        rows: answers that go on first, then chunks of prompts.
+        decode: each row has a single token.
     """
 
     rows: list[PlannedRow]
@@ -43,8 +57,9 @@ class StepLimits:
 
     Attributes:
         batch_size: sequences at once.
-        prefill_tokens: tokens of a step with chunks of prompts; more than ``batch_size``.
+        prefill_tokens: tokens of a step with chunks of prompts or drafts; more than answers can take.
         mixed_tokens: tokens of such a step in which answers go on, too. It is what they are slowed down by.
+        draft_tokens: guessed tokens of a row.
     """
 
     batch_size: int
@@ -52,6 +67,7 @@ class StepLimits:
     mixed_tokens: int
     page_size: int
     prefix_caching: bool = True
+    draft_tokens: int = 0
 
 
 class Scheduler:
@@ -94,11 +110,20 @@ class Scheduler:
     def plan(self) -> tuple[StepPlan | None, list[Sequence]]:
         """The next step (None if nothing can run) and the sequences it admits, which need their slots set up first."""
         self._make_room()
-        rows = [self._row(sequence, 1) for sequence in self.running if sequence.can_go_on and not sequence.prefilling]
-        chunks, admitted = self._chunks(len(rows))
+        rows = [
+            self._row(sequence, 1, self._draft(sequence))
+            for sequence in self.running
+            if sequence.can_go_on and not sequence.prefilling
+        ]
+        chunks, admitted = self._chunks(sum(row.count for row in rows))
         if not rows and not chunks:
             return None, admitted
-        return StepPlan(rows + chunks, decode=not chunks), admitted
+        return StepPlan(rows + chunks, decode=all(row.count == 1 for row in rows) and not chunks), admitted
+
+    def settle(self, row: PlannedRow, right: int) -> None:
+        """Take back what a row with a draft fed beyond its first ``right`` tokens. Their places are written anew."""
+        if row.sequence.slot is not None:  # else it was preempted and starts anew anyway
+            row.sequence.computed = row.start + right
 
     def finish(self, sequence: Sequence) -> None:
         """Take a sequence out, wherever it is, and free what it holds."""
@@ -121,7 +146,7 @@ class Scheduler:
                     self._preempt(self.running[-1])
 
     def _chunks(self, decoding: int) -> tuple[list[PlannedRow], list[Sequence]]:
-        """Chunks of prompts beside ``decoding`` rows of one token each, and the sequences admitted for them."""
+        """Chunks of prompts beside ``decoding`` tokens of answers, and the sequences admitted for them."""
         limits, rows, admitted = self.limits, [], []
         # Where many answers go on, prompts get at least as much as they do.
         most = min(limits.prefill_tokens, max(limits.mixed_tokens, 2 * decoding)) if decoding else limits.prefill_tokens
@@ -140,13 +165,28 @@ class Scheduler:
             add(admitted[-1])
         return rows, admitted
 
-    def _row(self, sequence: Sequence, count: int) -> PlannedRow:
+    def _draft(self, sequence: Sequence) -> tuple[int, ...]:
+        """Guesses to check in the sequence's next row. There are pages for them, or there are none."""
+        length, size = len(sequence.token_ids), self.limits.page_size
+        most = min(self.limits.draft_tokens, sequence.max_tokens - length - 1)
+        if sequence.drafter is None or sequence.pending or most < 1 or not sequence.drafter.is_active(length):
+            return ()
+        draft = sequence.drafter.propose(sequence.token_ids, most)
+        missing = -(-(length + len(draft)) // size) - len(sequence.pages)
+        pages = self.allocator.allocate(missing) if missing > 0 else []
+        if pages is None:
+            return ()
+        sequence.pages.extend(pages)
+        return draft
+
+    def _row(self, sequence: Sequence, count: int, draft: tuple[int, ...] = ()) -> PlannedRow:
         start, reached = sequence.computed, sequence.reached
         sequence.computed += count
-        self._publish(sequence)
         samples = sequence.computed == reached
+        sequence.computed += len(draft)
+        self._publish(sequence)
         sequence.pending += samples
-        return PlannedRow(sequence, start, count, samples, made=reached - sequence.prompt_len)
+        return PlannedRow(sequence, start, count + len(draft), samples, reached - sequence.prompt_len, draft)
 
     def _admit(self, sequence: Sequence) -> bool:
         if not self._free_slots or sequence.pending:  # pending: preempted a moment ago

@@ -28,30 +28,29 @@ def run_model(
     """Feed the tokens of a packed plan.
 
     Returns:
-        The pages, the scores after each row's last token, and (slot, whether it samples, tokens made) of each row. Of these rows
-        there are as many as a sampler has; those beyond the bucket's are padding.
+        The pages, the scores of the next token at each place that samples, and what the sampler needs to know of these places.
     """
     inputs = layout.unpack(packed)
     token_slots = jnp.take(inputs.slots, inputs.model.rows)
     fed = replace(inputs.model, tokens=jnp.where(inputs.from_device, last_token[token_slots], inputs.model.tokens))
     hidden, pages = run_layers(model, params, fed, pages)
-    logits = next_logits(model, params, hidden[fed.last_tokens])
-    more = layout.bucket.sampler_rows - layout.bucket.rows
-    slots = jnp.pad(inputs.slots, (0, more), constant_values=layout.padding_slot)
-    rows = [slots, *(jnp.pad(part, (0, more)) for part in (inputs.samples.astype(jnp.int32), inputs.made))]
-    return pages, jnp.pad(logits, ((0, more), (0, 0))), jnp.stack(rows)
+    # A decode step samples at one place a row; the sampler may have room for more.
+    bucket = layout.bucket
+    places = bucket.rows if bucket.decode else bucket.sampler_rows
+    logits = next_logits(model, params, hidden[inputs.picks[:places]])
+    return pages, jnp.pad(logits, ((0, bucket.sampler_rows - places), (0, 0))), inputs.sampler_rows
 
 
 def run_sampler(
     extent: Extent, state: SlotState, logits: Float[Array, "B V"], rows: Int32[Array, "3 B"]
 ) -> tuple[SlotState, Sampled]:
-    """Sample the next token of each row (of interest only where the row samples) and keep it for the next step."""
-    slots, samples, made = rows[0], rows[1] == 1, rows[2]
+    """Sample at each place and keep the token for the next step where that is wanted; see ``StepInputs.sampler_rows``."""
+    slots, keeps, made = rows[0], rows[1] == 1, rows[2]
     sampled = sample(logits, state, slots, made, extent=extent)
-    kept = jnp.where(samples, sampled.tokens, state.last_token[slots])
+    kept = jnp.where(keeps, sampled.tokens, state.last_token[slots])
     state = replace(state, last_token=state.last_token.at[slots].set(kept))
     if extent is Extent.ALL:
-        state = state.count(slots, kept, jnp.zeros_like(samples), samples)
+        state = state.count(slots, kept, jnp.zeros_like(keeps), keeps)
     return state, sampled
 
 
