@@ -14,6 +14,8 @@ from pallas_kernels.paged_attention.reference import Pages, decode_reference, pr
 
 IMPLEMENTATIONS = ("mosaic", "reference")
 """The default takes "mosaic" where a program is compiled for CUDA and the kernel can take the call."""
+PREFILL_BY_NAME_ONLY = (8, 4)
+"""Widths of pages whose prefill kernel is run only when it is named: its results were not yet compared on a GPU."""
 
 
 def _choose(implementation: str | None, reason: str | None, kernel: Callable, reference: Callable, *arrays) -> Array:
@@ -123,8 +125,11 @@ def paged_prefill(
     def run(prefill, q, k, k_pairs, v, v_pairs, *rest):
         return prefill(q, Pages(k, k_pairs, bits), Pages(v, v_pairs, bits), *rest, **options)
 
+    reason = mosaic.reason_not_prefill(q, k_pages, block_table.shape[0])
+    if implementation is None and bits in PREFILL_BY_NAME_ONLY:
+        implementation = "reference"
     return _choose(
-        implementation, mosaic.reason_not_prefill(q, k_pages, block_table.shape[0]),
+        implementation, reason,
         partial(run, mosaic.prefill), partial(run, prefill_reference),
         q, k_pages.values, k_pages.pairs, v_pages.values, v_pages.pairs,
         jnp.asarray(layer, jnp.int32), block_table, query_start, context_lens, jnp.asarray(window, jnp.int32),
