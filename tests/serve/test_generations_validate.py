@@ -25,7 +25,7 @@ from serve.options import ServerOptions
 
 pytestmark = pytest.mark.demo
 
-GENERATIONS = int(os.environ.get("JAXDEPLOY_GENERATIONS", "40"))
+GENERATIONS = int(os.environ.get("JAXDEPLOY_GENERATIONS", "24"))
 AT_ONCE = 8
 MAX_TOKENS = 128
 MOST_CUT = 0.1

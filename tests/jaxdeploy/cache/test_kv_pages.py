@@ -67,9 +67,10 @@ def test_keys_and_values_come_back_from_their_places(quant_policy, bits):
         assert (pool.bits, pool.page_size) == (bits, 4)
         tokens = np.asarray(pool.gather(layer, jnp.array([[4, 1]], jnp.int32)))[0].transpose(1, 0, 2)  # [S, K, H]
         written = tokens[[2, 3, 4, 5, 6]]
-        # Half a step of the widest head; 0 where K and V are kept as they are.
+        # Half a step of the widest head; 0 where K and V are kept as they are. The pair of 4 bits has the least squared error,
+        # which may cost the farthest value some of its own.
         width = float((new.max(-1) - new.min(-1)).max())
-        bound = 0 if bits == 16 else 0.501 * width / (2**bits - 1)
+        bound = {16: 0.0, 8: 0.501, 4: 0.75}[bits] * width / (2**bits - 1)
         np.testing.assert_allclose(written, new[:5], rtol=0, atol=bound)
         np.testing.assert_array_equal(np.delete(tokens, [2, 3, 4, 5, 6], axis=0), 0)
         for other in (0, 2):
