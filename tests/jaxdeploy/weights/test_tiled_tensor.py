@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdeploy import functional
 from jaxdeploy.model.linear import linear
 from jaxdeploy.weights.quant_tensor import QuantTensor
 from jaxdeploy.weights.tiled_tensor import TiledTensor, can_tile, in_tiles, tile_weights
@@ -68,3 +69,17 @@ def test_what_kernels_cannot_take_stays_in_rows():
 def test_a_gate_with_a_bias_takes_no_turns():
     params = {"mlp": {"gate_up": {"weight": random_rows(0, 64, 256, 64), "bias": jnp.zeros((2, 64))}}}
     assert not tile_weights(params)["mlp"]["gate_up"]["weight"].gated
+
+
+def test_the_functional_interface_tiles_on_a_gpu_and_for_16_bits(monkeypatch):
+    def params():
+        return {"mlp": {"down": {"weight": random_rows(0, 32, 256, 64)}}}
+
+    def kind(platform: str, dtype: str):
+        with monkeypatch.context() as patch:
+            patch.setattr(jax, "default_backend", lambda: platform)
+            return type(functional._for_kernels(params(), dtype)["mlp"]["down"]["weight"])
+
+    assert kind("gpu", "bfloat16") is TiledTensor
+    assert kind("gpu", "float32") is QuantTensor
+    assert kind("cpu", "bfloat16") is QuantTensor
