@@ -11,3 +11,11 @@ def gpu_capability() -> tuple[int, int]:
         return HOPPER
     major, minor = str(jax.devices()[0].compute_capability).split(".")
     return (int(major), int(minor))
+
+
+def reason_not_hopper() -> str | None:
+    """Why a kernel of Hopper's own instructions can't run on this GPU; None if it can."""
+    capability = gpu_capability()
+    if capability[0] == HOPPER[0]:
+        return None
+    return f"the kernel is Hopper's, this GPU has compute capability {capability}"

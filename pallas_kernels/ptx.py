@@ -14,6 +14,18 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import arith, gpu, llvm, scf
 
+SHORT_NAMES = {"bfloat16": "bf16", "float16": "f16"}
+"""PTX's names of the 16-bit floats."""
+
+
+def compiler_params(*, approx_math: bool = False) -> plgpu.CompilerParams:
+    """For kernels whose bodies speak of single threads (Lane) and place their barriers themselves."""
+    return plgpu.CompilerParams(
+        approx_math=approx_math,
+        unsafe_no_auto_barriers=True,
+        lowering_semantics=plgpu.LoweringSemantics.Lane,
+    )
+
 
 def inline(*arguments: Any, returns: Any = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorator of a function that emits code: ``plgpu.inline_mgpu`` without its context argument.
@@ -100,6 +112,11 @@ class Int:
 def constant(value: int) -> Int:
     """An i32."""
     return Int(utils.c(value, i32()))
+
+
+def scalar(value: Any) -> Int:
+    """The integer that all threads hold, as ``inline`` passes it."""
+    return Int(value.registers.item())
 
 
 def thread_index() -> Int:

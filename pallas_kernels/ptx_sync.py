@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from jax.experimental.mosaic.gpu import utils
-from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import arith, scf
 
@@ -15,8 +14,8 @@ BARRIER_BYTES = 8
 
 
 def run_inline(emit: Callable[..., None], arg_types: Sequence[Any], *arguments: Any) -> None:
-    """Emit per-thread code at this point of a Pallas kernel: ``emit(launch context, *values of the arguments)``."""
-    plgpu.inline_mgpu(arg_types=tuple(arg_types))(emit)(*arguments)
+    """Emit per-thread code at this point of a Pallas kernel: ``emit(*values of the arguments)``."""
+    ptx.inline(*arg_types)(emit)(*arguments)
 
 
 when = utils.when

@@ -13,18 +13,17 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from pallas_kernels.int4_matmul import choice
-from pallas_kernels.int4_matmul.cases import MODELS, all_cases
+from pallas_kernels.int4_matmul.cases import MODELS, all_cases, random_tiles
 from pallas_kernels.int4_matmul.choice import Config, Shape, fits
 from pallas_kernels.int4_matmul.mosaic_warp import WarpConfig, int4_matmul_warp
 from pallas_kernels.int4_matmul.mosaic_wgmma import WgmmaConfig, int4_matmul_wgmma
-from pallas_kernels.int4_matmul.tiles import groups_per_tile
+from pallas_kernels.timing import microseconds
 
 STACK_BYTES = 2**28
 """Of the layers that calls rotate over: five times the L2 cache."""
@@ -77,18 +76,10 @@ def call(config: Config, shape: Shape, x: jax.Array, words: jax.Array, meta: jax
 
 def sweep(shape: Shape) -> Iterator[Timed]:
     """Time every candidate: kernels only (CUPTI), median of three runs over all layers of a stack."""
-    # Here: the profiler needs a GPU's jaxlib.
-    from jax.experimental.mosaic.gpu import profiler
-
     bytes_of_layer = shape.strips * shape.blocks * 1024
     calls = max(LEAST_CALLS, -(-STACK_BYTES // bytes_of_layer))
-    keys = jax.random.split(jax.random.key(shape.n), 3)
-    words = jax.random.bits(keys[0], (calls, shape.strips, shape.blocks, 256), jnp.uint32)
-    words = jax.lax.bitcast_convert_type(words, jnp.int32)
-    tile_groups = (calls, shape.strips, shape.blocks, groups_per_tile(shape.group_size), 16)
-    scale = jax.random.uniform(keys[1], tile_groups, jnp.bfloat16, 0.01, 0.03).astype(jnp.float32)
-    meta = jax.lax.bitcast_convert_type(scale, jnp.int32) | 8
-    x = jax.random.normal(keys[2], (shape.m, shape.k), jnp.bfloat16)
+    words, meta = random_tiles(calls, shape.n, shape.k, shape.group_size)
+    x = jax.random.normal(jax.random.key(0), (shape.m, shape.k), jnp.bfloat16)
 
     def compiled(config: Config) -> Any:
         try:
@@ -105,9 +96,7 @@ def sweep(shape: Shape) -> Iterator[Timed]:
         if program is None:
             yield Timed(shape, config, None)
             continue
-        measured: Any = profiler.Cupti(finalize=False).measure(program, aggregate=True, iterations=3)
-        _, runs = measured(x, words, meta)
-        yield Timed(shape, config, median(runs) * 1e3 / calls)
+        yield Timed(shape, config, microseconds(program, calls, x, words, meta))
 
 
 def entry(best: Timed) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from jax import lax
 
 from jaxdeploy.pytree import Leaf
 from jaxdeploy.weights.quant_tensor import QuantTensor
-from pallas_kernels.int4_matmul.tiles import from_tiles, groups_per_tile, interleave_strips, separate_strips, to_tiles
+from pallas_kernels.int4_matmul.tiles import from_tiles, interleave_strips, separate_strips, to_tiles
 
 _STRIP_AXIS = 1
 
@@ -67,7 +67,6 @@ def in_tiles(weight: QuantTensor, *, gated: bool = False) -> TiledTensor:
     """
     outputs, inputs, group_size = weight.out_features, weight.in_features, weight.group_size
     gated = gated and outputs % 32 == 0
-    groups_per_tile(group_size)
 
     @jax.jit
     def reorder(packed, scale, zero):

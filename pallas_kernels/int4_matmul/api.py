@@ -125,8 +125,7 @@ def _tiles_reference(x, words, meta, layer, *, outputs: int, group_size: int, ga
     words, meta = (lax.dynamic_index_in_dim(a, layer, 0, keepdims=False) for a in (words, meta))
     if gated:
         words, meta = separate_strips(words), separate_strips(meta)
-    scale_type = x.dtype if x.dtype != jnp.float32 else jnp.float32
-    matrix = from_tiles(words, meta, outputs=outputs, inputs=x.shape[1], group_size=group_size, dtype=scale_type)
+    matrix = from_tiles(words, meta, outputs=outputs, inputs=x.shape[1], group_size=group_size, dtype=x.dtype)
     out = int4_matmul_reference(x, *matrix, group_size=group_size)
     if gated:
         gate, up = jnp.split(out, 2, axis=-1)

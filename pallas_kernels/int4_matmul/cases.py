@@ -3,6 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int32
+
+from pallas_kernels.int4_matmul.tiles import groups_per_tile, padded
+
 
 @dataclass(frozen=True, slots=True)
 class Int4MatmulCase:
@@ -84,3 +90,17 @@ def all_cases(shards: tuple[int, ...] = (1, 2, 4)) -> list[Int4MatmulCase]:
     """Every matrix of every model at every degree of tensor parallelism, each shape once."""
     found = {(c.k, c.n, c.group_size): c for s in shards for model in MODELS for c in cases_of(model, shards=s)}
     return list(found.values())
+
+
+def random_tiles(
+    layers: int, n: int, k: int, group_size: int
+) -> tuple[Int32[Array, "L Ns Kb 256"], Int32[Array, "L Ns Kb Gt 16"]]:
+    """A stack to measure with: any nibbles, scales around 0.02, zero points over all of 0..15."""
+    outputs, inputs = padded(n, k)
+    keys = jax.random.split(jax.random.key(n + k), 3)
+    bits = jax.random.bits(keys[0], (layers, outputs // 16, inputs // 128, 256), jnp.uint32)
+    shape = (layers, outputs // 16, inputs // 128, groups_per_tile(group_size), 16)
+    scale = jax.random.uniform(keys[1], shape, jnp.bfloat16, 0.01, 0.03).astype(jnp.float32)
+    zero = jax.random.randint(keys[2], shape, 0, 16, jnp.int32)
+    meta = jax.lax.bitcast_convert_type(scale, jnp.int32) | zero
+    return jax.lax.bitcast_convert_type(bits, jnp.int32), meta

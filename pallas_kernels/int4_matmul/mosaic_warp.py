@@ -25,14 +25,11 @@ from jaxlib.mlir.dialects import arith
 from jaxtyping import Array, Float, Int32
 
 from pallas_kernels import ptx
+from pallas_kernels.int4_matmul import nibbles
 from pallas_kernels.int4_matmul.tiles import BLOCK, STRIP
 
 TILE_BYTES = STRIP * BLOCK // 2
 MAX_SHARED = 227 * 1024
-COMPILER_PARAMS = plgpu.CompilerParams(
-    approx_math=True, unsafe_no_auto_barriers=True, lowering_semantics=plgpu.LoweringSemantics.Lane
-)
-"""Code of single threads (Lane); barriers are where the code says."""
 _TOKENS = 8
 _ZERO_BYTES = BLOCK * 2
 
@@ -142,7 +139,7 @@ def _call(
             grid_names=("tile",),
             num_threads=config.warps // 4,
             thread_name="warpgroup",
-            compiler_params=COMPILER_PARAMS,
+            compiler_params=ptx.compiler_params(approx_math=True),
         )
     )
 
@@ -159,9 +156,7 @@ class _Emitter:
         self.stage_bytes = _stage_bytes(config.strips, groups, m)
         self.meta_bytes = groups * STRIP * 4
         self.steps = -(-blocks // config.warps)
-        self.mma_dtype = {"bfloat16": "bf16", "float16": "f16"}[dtype]
-        # q in the low bits of the mantissa: 128 + q as bfloat16, 1024 + q as float16.
-        self.magic, self.bias = {"bf16": (0x43004300, 128.0), "f16": (0x64006400, 1024.0)}[self.mma_dtype]
+        self.mma_dtype = ptx.SHORT_NAMES[dtype]
         self.ones = {"bf16": 0x3F803F80, "f16": 0x3C003C00}[self.mma_dtype]
 
     def emit(self, x, words, meta, layer, out, ring) -> None:
@@ -320,16 +315,13 @@ class _Emitter:
                 scales, zeros = [], []
                 for half in range(2):
                     [word] = ptx.load_shared(meta + (group * STRIP * 4 + half * 32))
-                    scales.append(ptx.as_float(word & 0xFFFFFFF0))
+                    scales.append(nibbles.scale(word))
                     # 2^23 + zero as float32, less 2^23 - bias: minus (bias + zero), exactly.
                     number = ptx.as_float(ptx.and_or(word, 0xF, 0x4B000000))
-                    zeros.append(arith.subf(utils.c(8388608.0 - self.bias, ptx.f32()), number))
+                    zeros.append(arith.subf(utils.c(8388608.0 - nibbles.BIAS[self.mma_dtype], ptx.f32()), number))
                 products = [[zero] * 4 for _ in range(self.token_tiles)]
                 for s in range(group * per_group, (group + 1) * per_group):
-                    a = [
-                        ptx.and_or(words[s] if i == 0 else words[s] >> (4 * i), 0x000F000F, self.magic)
-                        for i in range(4)
-                    ]
+                    a = [nibbles.biased_pair(words[s], i, self.mma_dtype) for i in range(4)]
                     for tile in range(self.token_tiles):
                         products[tile] = ptx.mma(a, operands[tile][s], products[tile], self.mma_dtype)
                 for tile in range(self.token_tiles):

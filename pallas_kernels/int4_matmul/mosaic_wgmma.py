@@ -27,7 +27,8 @@ from jaxlib.mlir.dialects import llvm
 from jaxtyping import Array, Float, Int32
 
 from pallas_kernels import ptx
-from pallas_kernels.int4_matmul.mosaic_warp import COMPILER_PARAMS, MAX_SHARED
+from pallas_kernels.int4_matmul import nibbles
+from pallas_kernels.int4_matmul.mosaic_warp import MAX_SHARED
 from pallas_kernels.int4_matmul.tiles import BLOCK, STRIP
 
 _REGISTERS = {1: 232, 2: 240, 3: 160, 4: 112}
@@ -187,15 +188,14 @@ def _call(
             grid_names=("outputs", "tokens", "part"),
             num_threads=rows + 1,
             thread_name="warpgroup",
-            compiler_params=COMPILER_PARAMS,
+            compiler_params=ptx.compiler_params(approx_math=True),
         )
     )
 
 
 def _dequantize(words, meta, group, groups: int, dtype: str):
     """The running warpgroup's 64 x 128 weights in the layout of wgmma's A operand."""
-    kind = {"bfloat16": "bf16", "float16": "f16"}[dtype]
-    magic = {"bf16": 0x43004300, "f16": 0x64006400}[kind]
+    kind = ptx.SHORT_NAMES[dtype]
 
     @ptx.inline(
         plgpu.RefType(),
@@ -204,7 +204,7 @@ def _dequantize(words, meta, group, groups: int, dtype: str):
         returns=ptx.array_type((64, BLOCK), dtype, plgpu.Layout.WGMMA),
     )
     def emit(words, meta, group):
-        group = ptx.Int(group.registers.item())
+        group = ptx.scalar(group)
         thread = ptx.thread_index() % 128
         lane, strip = thread % 32, group * 4 + thread // 32
         source = ptx.shared_address(words) + strip * (STRIP * BLOCK // 2) + lane * 16
@@ -217,11 +217,11 @@ def _dequantize(words, meta, group, groups: int, dtype: str):
             scales, zeros = [], []
             for half in range(2):
                 [word] = ptx.load_shared(scale_source + (part * STRIP * 4 + half * 32))
-                scales.append(ptx.round_pair(ptx.as_float(word & 0xFFFFFFF0), kind))
-                zeros.append(ptx.and_or((word & 0xF) * 0x10001, 0x000F000F, magic))
+                scales.append(ptx.round_pair(nibbles.scale(word), kind))
+                zeros.append(nibbles.biased_pair((word & 0xF) * 0x10001, 0, kind))
             for s in range(part * 8 // groups, (part + 1) * 8 // groups):
                 for i in range(4):
-                    bits = ptx.and_or(loaded[s] if i == 0 else loaded[s] >> (4 * i), 0x000F000F, magic)
+                    bits = nibbles.biased_pair(loaded[s], i, kind)
                     pair = ptx.pair_op("mul", ptx.pair_op("sub", bits, zeros[i % 2], kind), scales[i % 2], kind)
                     flat[2 * s + i // 2, i % 2] = utils.bitcast(pair.value, pair_type)
         return fa.FragmentedArray(_registers=registers, _layout=plgpu.Layout.WGMMA.to_mgpu(), _is_signed=None)
@@ -248,7 +248,7 @@ def _multiply(acc, w, x_low, x_high, dtype: str):
     runs them one after the other (its message C7513).
     """
     tokens = acc.shape[1]
-    kind = {"bfloat16": "bf16", "float16": "f16"}[dtype]
+    kind = ptx.SHORT_NAMES[dtype]
 
     @ptx.inline(
         _ACCUMULATOR,
@@ -299,7 +299,7 @@ def _store_part(result, out, part, token_tile, row, m: int, outputs: int) -> Non
 
     @ptx.inline(plgpu.Layout.WGMMA, plgpu.RefType(), *(plgpu.Layout.WG_SPLAT(()),) * 3)
     def emit(result, out, part, token_tile, row):
-        part, token_tile, row = (ptx.Int(v.registers.item()) for v in (part, token_tile, row))
+        part, token_tile, row = (ptx.scalar(v) for v in (part, token_tile, row))
         thread = ptx.thread_index() % 128
         lane = thread % 32
         row = row + (thread // 32) * STRIP + lane // 4

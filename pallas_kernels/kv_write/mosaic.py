@@ -9,12 +9,11 @@ this divides: where a quotient is exact, its scale or integer can be the next on
 import functools
 
 import jax
-from jax.experimental.mosaic import gpu as mgpu
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int32, Num
 
 from pallas_kernels import ptx, ptx_sync
-from pallas_kernels.device import HOPPER, gpu_capability
+from pallas_kernels.device import reason_not_hopper
 from pallas_kernels.ptx import Int, constant
 from pallas_kernels.ptx_float import Float as Number
 from pallas_kernels.ptx_float import from_half, to_half, to_integer, unpack_pair
@@ -23,14 +22,13 @@ _EACH = 8
 """Values of a thread: 16 bytes of bfloat16, the widest load."""
 _WARPS = 4
 _LIMIT = 65504.0  # float16's largest
-_SHORT = {"bfloat16": "bf16", "float16": "f16"}
 
 
 def reason_not(pages: Num[Array, "L P K page Hs"], new: Float[Array, "T K H"], bits: int) -> str | None:
     """Why this kernel can't take a call; None if it can."""
-    if gpu_capability() != HOPPER:
-        return f"the kernel is for compute capability {HOPPER}, this GPU has {gpu_capability()}"
-    if str(new.dtype) not in _SHORT or (bits == 16 and pages.dtype != new.dtype):
+    if reason := reason_not_hopper():
+        return reason
+    if str(new.dtype) not in ptx.SHORT_NAMES or (bits == 16 and pages.dtype != new.dtype):
         return (
             f"new tokens of {new.dtype} for pages of {pages.dtype} must be bfloat16 or float16, as pages of 16 bits are"
         )
@@ -51,7 +49,9 @@ def write(
 ) -> tuple[Num[Array, "L P K page Hs"], Float[Array, "L P K page 2"] | None]:
     """As ``kv_write``, by the kernel; in place where the pools are donated."""
     pools = [jax.new_ref(pool) for pool in (pages, pairs) if pool is not None]
-    _call(new.shape, _SHORT[str(new.dtype)], pages.shape, bits)(new, layer.reshape(1), page_ids, offsets, *pools)
+    _call(new.shape, ptx.SHORT_NAMES[str(new.dtype)], pages.shape, bits)(
+        new, layer.reshape(1), page_ids, offsets, *pools
+    )
     written = [jax.freeze(pool) for pool in pools]
     return written[0], written[1] if pairs is not None else None
 
@@ -59,7 +59,7 @@ def write(
 @functools.lru_cache(maxsize=256)
 def _call(shape: tuple[int, int, int], dtype: str, pool: tuple[int, ...], bits: int):
     def kv_write(*refs):
-        def emit(_, *buffers):
+        def emit(*buffers):
             emit_warp(shape, dtype, pool, bits, [ptx.global_address(b) for b in buffers])
 
         ptx_sync.run_inline(emit, [plgpu.RefType() for _ in refs], *refs)
@@ -71,9 +71,7 @@ def _call(shape: tuple[int, int, int], dtype: str, pool: tuple[int, ...], bits: 
         grid_names=("block",),
         num_threads=1,
         thread_name="warpgroup",
-        compiler_params=plgpu.CompilerParams(
-            unsafe_no_auto_barriers=True, lowering_semantics=mgpu.core.LoweringSemantics.Lane
-        ),
+        compiler_params=ptx.compiler_params(),
     )
 
 

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.mosaic import gpu as mgpu
 from jax.experimental.mosaic.gpu import utils
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int32, Num
@@ -176,8 +175,8 @@ def _call(shape: Shape, config: DecodeConfig, split: Split):
     lead = (shape.batch, split.max_chunks, shape.heads)
 
     def paged_decode(*refs):
-        run = plgpu.inline_mgpu(arg_types=tuple(plgpu.RefType() for _ in refs))
-        run(lambda _, *buffers: _Block(shape, config, split, layout, buffers).run())(*refs)
+        types = [plgpu.RefType() for _ in refs]
+        ptx_sync.run_inline(lambda *buffers: _Block(shape, config, split, layout, buffers).run(), types, *refs)
 
     return jax.jit(
         plgpu.kernel(
@@ -191,9 +190,7 @@ def _call(shape: Shape, config: DecodeConfig, split: Split):
             grid_names=("block",),
             num_threads=config.groups + 1,
             thread_name="warpgroup",
-            compiler_params=plgpu.CompilerParams(
-                unsafe_no_auto_barriers=True, lowering_semantics=mgpu.core.LoweringSemantics.Lane
-            ),
+            compiler_params=ptx.compiler_params(),
         )
     )
 

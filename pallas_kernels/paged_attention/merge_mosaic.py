@@ -8,7 +8,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.mosaic import gpu as mgpu
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int32
 
@@ -39,8 +38,10 @@ def _call(shape: tuple[int, int, int, int], split: Split, dtype: str):
     batch, _, heads, head_dim = shape
 
     def paged_decode_merge(*refs):
-        run = plgpu.inline_mgpu(arg_types=tuple(plgpu.RefType() for _ in refs))
-        run(lambda _, *buffers: _emit(shape, split, dtype, [ptx.global_address(b) for b in buffers]))(*refs)
+        types = [plgpu.RefType() for _ in refs]
+        ptx_sync.run_inline(
+            lambda *buffers: _emit(shape, split, dtype, [ptx.global_address(b) for b in buffers]), types, *refs
+        )
 
     return jax.jit(
         plgpu.kernel(
@@ -50,9 +51,7 @@ def _call(shape: tuple[int, int, int, int], split: Split, dtype: str):
             grid_names=("block",),
             num_threads=1,
             thread_name="warpgroup",
-            compiler_params=plgpu.CompilerParams(
-                unsafe_no_auto_barriers=True, lowering_semantics=mgpu.core.LoweringSemantics.Lane
-            ),
+            compiler_params=ptx.compiler_params(),
         )
     )
 
@@ -100,7 +99,7 @@ def _emit(shape: tuple[int, int, int, int], split: Split, dtype: str, addresses:
 
         rounds = ptx_sync.ceil_div(chunks, _UNROLL)
         sums = [Number(v) for v in ptx.repeat(rounds, [Number(0.0).value] * (2 * slots), add)]
-        name = {"bfloat16": "bf16", "float16": "f16"}[dtype]
+        name = ptx.SHORT_NAMES[dtype]
         for slot in range(slots):
             pair = lane + 32 * slot
             with ptx_sync.when(pair < pairs):

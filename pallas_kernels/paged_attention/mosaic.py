@@ -5,7 +5,7 @@ from dataclasses import replace
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
-from pallas_kernels.device import HOPPER, gpu_capability
+from pallas_kernels.device import reason_not_hopper
 from pallas_kernels.paged_attention import decode_mosaic
 from pallas_kernels.paged_attention.decode_mosaic import DecodeConfig, Shape
 from pallas_kernels.paged_attention.fragments import Stored
@@ -13,16 +13,14 @@ from pallas_kernels.paged_attention.merge_mosaic import merge_partials
 from pallas_kernels.paged_attention.prefill_mosaic import PrefillShape, prefill_tiles_attention
 from pallas_kernels.paged_attention.prefill_tiles import Tiles
 from pallas_kernels.paged_attention.reference import Pages
-
-_SHORT = {"bfloat16": "bf16", "float16": "f16"}
+from pallas_kernels.ptx import SHORT_NAMES
 
 
 def _reason_not_here(q: Array, k_pages: Pages) -> str | None:
-    capability = gpu_capability()
-    if capability[0] != HOPPER[0]:
-        return f"the kernels are Hopper's, this GPU has compute capability {capability}"
+    if reason := reason_not_hopper():
+        return reason
     same = k_pages.bits != 16 or q.dtype == k_pages.values.dtype
-    if str(q.dtype) in _SHORT and same:
+    if str(q.dtype) in SHORT_NAMES and same:
         return None
     return f"queries of {q.dtype} and pages of {k_pages.values.dtype} must both be bfloat16 or both float16"
 
@@ -34,7 +32,7 @@ def decode_shape(
     if reason := _reason_not_here(q, k_pages):
         return reason
     _, pages, kv_heads, page_size, _ = k_pages.values.shape
-    name = _SHORT[str(q.dtype)]
+    name = SHORT_NAMES[str(q.dtype)]
     return Shape(
         batch=q.shape[0], heads=q.shape[1], kv_heads=kv_heads, pages=pages, page_size=page_size, table_width=table_width,
         stored=Stored(q.shape[2], k_pages.bits, name), query_dtype=name, scale=scale, soft_cap=soft_cap,

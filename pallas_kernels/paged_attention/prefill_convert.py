@@ -10,8 +10,8 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from pallas_kernels import ptx, ptx_sync
 from pallas_kernels.paged_attention.fragments import float16_bytes, float16_nibbles
 from pallas_kernels.paged_attention.page_copies import PageCopies
-from pallas_kernels.paged_attention.swizzled import TRANSFORMS, address_of, scalar
-from pallas_kernels.ptx import Int
+from pallas_kernels.paged_attention.swizzled import TRANSFORMS, address_of
+from pallas_kernels.ptx import Int, scalar
 from pallas_kernels.ptx_float import halves_fma_words, permute
 
 _SPLAT = plgpu.Layout.WG_SPLAT(())
@@ -58,7 +58,7 @@ class RawTiles:
 def init_raw(raw, tiles: RawTiles) -> None:
     """Set up the barriers; by the warpgroup that copies and converts."""
 
-    def emit(_, raw):
+    def emit(raw):
         with ptx_sync.when(ptx_sync.equal(ptx.thread_index() % 128, 0)):
             for i in range(tiles.stages):
                 ptx_sync.init_barrier(_barrier(ptx.shared_address(raw), tiles, i), 1)
@@ -72,7 +72,7 @@ def copy_raw(raw, tiles: RawTiles, pools, table, *, pages: int, kv_heads: int, p
     """Start the copies of a tile; scalars are stage, layer, row of the table, KV head, first token and context length."""
     width = table.shape[1]
 
-    def emit(_, raw, pools, table, scalars):
+    def emit(raw, pools, table, scalars):
         stage, layer, row, head, token, length = (scalar(s) for s in scalars)
         base, thread = ptx.shared_address(raw), ptx.thread_index() % 128
         # All threads are done with what the stage held.
@@ -92,7 +92,7 @@ def copy_raw(raw, tiles: RawTiles, pools, table, *, pages: int, kv_heads: int, p
 def wait_raw(raw, tiles: RawTiles, stage, parity) -> None:
     """Until a tile's copies have arrived."""
 
-    def emit(_, raw, stage, parity):
+    def emit(raw, stage, parity):
         ptx_sync.wait(_barrier(ptx.shared_address(raw), tiles, scalar(stage)), scalar(parity))
 
     ptx_sync.run_inline(emit, (_REF, _SPLAT, _SPLAT), raw, stage, parity)
@@ -104,7 +104,7 @@ def convert_raw(raw, smem, tiles: RawTiles, stage, slot, first) -> None:
     per_load = 16 * 8 // tiles.bits // 8  # chunks of 8 values in 16 bytes
     loads = tiles.row_bytes // 16
 
-    def emit(_, raw, smem, stage, slot, first):
+    def emit(raw, smem, stage, slot, first):
         values = ptx.shared_address(raw) + scalar(stage) * tiles.stage_bytes
         pairs = values + tiles.tile * tiles.row_bytes
         target = ptx.shared_address(smem) + scalar(slot) * slot_bytes

@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.mosaic import gpu as mgpu
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int32, Num
 
+from pallas_kernels import ptx
 from pallas_kernels.paged_attention.prefill_convert import RawTiles, convert_raw, copy_raw, init_raw, wait_raw
 from pallas_kernels.paged_attention.prefill_tiles import QUERY_TILE, WARPGROUP_QUERIES, Tiles
 from pallas_kernels.paged_attention.swizzled import TRANSFORMS, clear_rows, load_rows, store_rows
@@ -128,9 +128,7 @@ def _call(shape: PrefillShape, tiles: int):
             grid_names=("head", "tile"),
             num_threads=3 if shape.bits == 16 else 4,
             thread_name="warpgroup",
-            compiler_params=plgpu.CompilerParams(
-                approx_math=True, unsafe_no_auto_barriers=True, lowering_semantics=mgpu.core.LoweringSemantics.Lane
-            ),
+            compiler_params=ptx.compiler_params(approx_math=True),
         )
     )
 

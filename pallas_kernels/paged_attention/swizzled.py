@@ -3,7 +3,7 @@
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import ptx, ptx_sync
-from pallas_kernels.ptx import Int, constant
+from pallas_kernels.ptx import Int, constant, scalar
 
 _TILING, _SWIZZLE = plgpu.TilingTransform, plgpu.SwizzleTransform
 TRANSFORMS = (_TILING((8, 64)), _SWIZZLE(128))  # pyright: ignore[reportAbstractUsage]
@@ -15,11 +15,6 @@ def address_of(base: Int, row: Int, chunk: Int, chunks: int) -> Int:
     tile = (row // 8) * (chunks // 8) + chunk // 8
     within = row % 8
     return base + tile * 1024 + within * 128 + ((chunk % 8) ^ within) * _CHUNK
-
-
-def scalar(value) -> Int:
-    """The integer that all threads hold, as ``inline_mgpu`` passes it."""
-    return Int(value.registers.item())
 
 
 def _thread() -> Int:
@@ -35,7 +30,7 @@ def load_rows(q_ref, smem, part, begin, end, head) -> None:
     _, rows, width = smem.shape
     heads, chunks = q_ref.shape[1], width // 8
 
-    def emit(_, q, smem, *scalars):
+    def emit(q, smem, *scalars):
         part, begin, end, head = (scalar(s) for s in scalars)
         base = ptx.shared_address(smem) + part * (rows * width * 2)
         thread, q = _thread(), ptx.global_address(q)
@@ -58,7 +53,7 @@ def store_rows(smem, out_ref, part, begin, end, head) -> None:
     heads = out_ref.shape[1]
     chunks = width // 8
 
-    def emit(_, smem, out, *scalars):
+    def emit(smem, out, *scalars):
         part, begin, end, head = (scalar(s) for s in scalars)
         base = ptx.shared_address(smem) + part * (rows * width * 2)
         thread, out = _thread(), ptx.global_address(out)
@@ -78,7 +73,7 @@ def clear_rows(smem, part, first) -> None:
     """Set the rows of ``smem[part]`` [R, H], R <= 128, from ``first`` on to 0, seen by the tensor cores."""
     _, rows, width = smem.shape
 
-    def emit(_, smem, *scalars):
+    def emit(smem, *scalars):
         part, first = (scalar(s) for s in scalars)
         row = _thread()
         base = ptx.shared_address(smem) + part * (rows * width * 2)

@@ -15,13 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from kernel_bench.report import Row, show
-from kernel_bench.timing import copy_bandwidth, microseconds
 
 from pallas_kernels.int4_matmul import choice
 from pallas_kernels.int4_matmul.api import int4_matmul_tiles
-from pallas_kernels.int4_matmul.cases import CASES, Int4MatmulCase
+from pallas_kernels.int4_matmul.cases import CASES, Int4MatmulCase, random_tiles
 from pallas_kernels.int4_matmul.reference import dequantize
-from pallas_kernels.int4_matmul.tiles import from_tiles, padded
+from pallas_kernels.int4_matmul.tiles import BLOCK, from_tiles, groups_per_tile, padded
+from pallas_kernels.timing import copy_bandwidth, microseconds
 
 ANCHORS = ((4096, 4096), (4096, 6144), (4096, 28672), (14336, 4096), (2048, 8192))
 TOLERANCE = 4e-3
@@ -72,7 +72,7 @@ def main(options: argparse.Namespace) -> list[Row]:
 def measure(jobs: list[Job], bandwidth: float, *, with_peers: bool) -> list[Row]:
     """One matrix with several numbers of tokens; programs are compiled side by side."""
     first = jobs[0]
-    stack = random_stack(first.n, first.k, first.group_size)
+    stack = random_tiles(CALLS, first.n, first.k, first.group_size)
     layer = int(np.random.default_rng().integers(CALLS))
     matrix = dense_layer(first, stack, layer)
     dense = [
@@ -106,7 +106,7 @@ def _dot(x: jax.Array, w: jax.Array) -> jax.Array:
 def row(job: Job, found: float, time: float, bandwidth: float, others: dict[str, float]) -> Row:
     """What is reported of a shape."""
     outputs, inputs = padded(job.n, job.k)
-    groups = inputs // min(job.group_size, 128)
+    groups = inputs // BLOCK * groups_per_tile(job.group_size)
     size = outputs * inputs // 2 + 4 * groups * outputs + 2 * job.m * (job.k + job.n // (1 + job.gated))
     config = choice.choose(choice.Shape(job.m, job.k, job.n, job.group_size), gated=job.gated)
     return Row(
@@ -115,18 +115,6 @@ def row(job: Job, found: float, time: float, bandwidth: float, others: dict[str,
          "TFLOP/s": 2 * job.m * job.k * job.n / time / 1e6, "error": found,
          "ok": found <= (GATED_TOLERANCE if job.gated else TOLERANCE), **others, "kernel": str(config)}
     )  # fmt: skip
-
-
-def random_stack(n: int, k: int, group_size: int) -> tuple[jax.Array, jax.Array]:
-    """Tiles of CALLS layers: any nibbles, scales around 0.02, zero points over all of 0..15."""
-    outputs, inputs = padded(n, k)
-    keys = jax.random.split(jax.random.key(n + k), 3)
-    bits = jax.random.bits(keys[0], (CALLS, outputs // 16, inputs // 128, 256), jnp.uint32)
-    shape = (CALLS, outputs // 16, inputs // 128, max(1, 128 // group_size), 16)
-    scale = jax.random.uniform(keys[1], shape, jnp.bfloat16, 0.01, 0.03).astype(jnp.float32)
-    zero = jax.random.randint(keys[2], shape, 0, 16, jnp.int32)
-    meta = jax.lax.bitcast_convert_type(scale, jnp.int32) | zero
-    return jax.lax.bitcast_convert_type(bits, jnp.int32), meta
 
 
 def random_x(job: Job) -> jax.Array:

@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from kernel_bench.report import Row, show
-from kernel_bench.timing import copy_bandwidth, microseconds
 
 from pallas_kernels.kv_write.reference import quantize_heads
 from pallas_kernels.paged_attention.api import paged_decode, paged_prefill
 from pallas_kernels.paged_attention.reference import Pages
+from pallas_kernels.timing import copy_bandwidth, microseconds
 
 TOLERANCE = 5e-3
 """Of bfloat16 outputs, relative, as issue 5 has it."""

@@ -16,7 +16,7 @@ from pallas_kernels.paged_attention.reference import Pages
 
 
 def use_gpu(monkeypatch, capability: tuple[int, int]) -> None:
-    for module in (api, mosaic):
+    for module in (api, device):
         monkeypatch.setattr(module, "gpu_capability", lambda: capability)
 
 

@@ -105,7 +105,7 @@ class Threads:
         monkeypatch.setattr(ptx_sync, "copy_bulk", self.copy_bulk)
         monkeypatch.setattr(ptx_sync, "arrive_expecting", self.announce)
         self.announced = self.copied = 0
-        monkeypatch.setattr(ptx_sync, "run_inline", lambda emit, types, *arguments: emit(None, *arguments))
+        monkeypatch.setattr(ptx_sync, "run_inline", lambda emit, types, *arguments: emit(*arguments))
         for name in ("sync_warpgroup", "wait", "arrive", "init_barrier"):
             monkeypatch.setattr(ptx_sync, name, lambda *arguments: None)
 
