@@ -33,11 +33,12 @@ class PageCopies:
     def start(self, target: Int, barrier: Int, lane: Int, row: Int, head: Int, token: Int, length: Int) -> None:
         """Copy the tile at ``token`` of a sequence (a row of the table) of ``length`` tokens, announced to a barrier.
 
-        Pages past the sequence's last one are left out.
+        Pages past the sequence's last one are left out: all of them, where the tile starts past its end.
         """
         piece = min(self.tile, self.page_size)
         pieces, kinds = self.tile // piece, len(self.sizes)
-        valid = ptx_sync.minimum(ptx_sync.ceil_div(length - token, piece), pieces)
+        left = (length - token).select(token < length, 0)
+        valid = ptx_sync.minimum(ptx_sync.ceil_div(left, piece), pieces)
         with ptx_sync.when(ptx_sync.equal(lane, 0)):
             ptx_sync.arrive_expecting(barrier, valid * (piece * sum(self.sizes)))
         ptx.sync_warp()

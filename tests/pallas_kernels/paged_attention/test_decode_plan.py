@@ -41,7 +41,7 @@ def test_chunks_cover_what_the_query_sees(monkeypatch, tile, window):
 
 
 @pytest.mark.parametrize("page_size", [16, 64, 128])
-@pytest.mark.parametrize(("token", "length"), [(64, 1000), (192, 193), (128, 170)])
+@pytest.mark.parametrize(("token", "length"), [(64, 1000), (192, 193), (128, 170), (64, 1), (192, 150)])
 def test_a_tile_is_copied_from_its_pages(monkeypatch, page_size, token, length):
     layers, pages, kv_heads, row, head, layer, tile = 2, 80, 3, 1, 2, 1, 64
     rng = np.random.default_rng(0)
@@ -61,7 +61,8 @@ def test_a_tile_is_copied_from_its_pages(monkeypatch, page_size, token, length):
     with threads.when(thread < 32):
         arguments = (ptx.constant(x) for x in (row, head, token, length))
         copies.start(ptx.shared_address(target), ptx.constant(0), thread % 32, *arguments)
-    assert threads.announced == threads.copied > 0
+    assert threads.announced == threads.copied
+    assert (threads.copied > 0) == (token < length), "nothing is copied of a tile past the end, no table entry looked at"
     out = threads.get(target, np.uint8)
     for pool, size, start in zip(pools, sizes, (0, tile * sizes[0]), strict=True):
         for i in range(min(tile, length - token)):
