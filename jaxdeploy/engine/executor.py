@@ -18,8 +18,9 @@ from jaxdeploy.engine.batch import StepLayout
 from jaxdeploy.engine.buckets import Bucket, Buckets
 from jaxdeploy.engine.limits import Limits
 from jaxdeploy.engine.memory import plan_memory
+from jaxdeploy.engine.program_cache import ProgramCache
 from jaxdeploy.engine.scheduler import StepPlan
-from jaxdeploy.engine.step import lower_model, lower_sampler
+from jaxdeploy.engine.step import Program, Scores, model_program, sampler_program
 from jaxdeploy.model.decoder import Decoder
 from jaxdeploy.sampling.extent import Extent
 from jaxdeploy.sampling.sampler import Sampled
@@ -70,8 +71,9 @@ class Executor:
             prefill_tokens=limits.prefill_tokens,
             places=1 + options.num_speculative_tokens,
         )
+        self._programs = ProgramCache.beside_jax()
         with self._timed("plan memory"):
-            self.memory = plan_memory(model, params, options, limits, self.buckets.largest, device)
+            self.memory = plan_memory(model, params, options, limits, self.buckets, device, self._programs)
         with self._timed("allocate pages"):
             self.pages = jax.block_until_ready(
                 KVPages.create(
@@ -84,6 +86,10 @@ class Executor:
             )
         # Committed to the device, as what a step returns is: `admit` and `set_mask` would compile once more otherwise.
         self.state = jax.device_put(SlotState.create(limits.batch_size + 1, model.config.vocab_size), device)
+        self._scores = {
+            rows: jax.device_put(Scores.create(rows, model.config.vocab_size), device)
+            for rows in self.buckets.sampler_rows
+        }
         self.steps, self.wait_seconds = 0, 0.0
         self._layouts = {
             bucket: StepLayout(bucket, limits.table_width, padding_slot=limits.batch_size)
@@ -98,29 +104,36 @@ class Executor:
         self._count = jax.jit(SlotState.count, donate_argnums=0)
 
     def warm_up(self, progress: Progress | None = None) -> None:
-        """Compile every program: traced one after another (Python), compiled in parallel (XLA)."""
-        vocabulary = self.model.config.vocab_size
-        samplers = [(extent, rows) for extent in Extent for rows in self.buckets.sampler_rows]
-        count = len(self.buckets.all) + len(samplers)
-        if progress:
-            progress("compile", 0, count)
+        """Get every program: from the program cache, or traced one after another (Python) and compiled in parallel (XLA)."""
+        wanted = self._wanted()
+        done = 0
+
+        def report(finished: int = 0) -> None:
+            nonlocal done
+            done += finished
+            if progress:
+                progress("compile", done, len(wanted))
+
+        report()
         with ThreadPoolExecutor(COMPILE_THREADS) as pool:
+            missing = []
+            with self._timed("load steps"):
+                loaded = pool.map(self._programs.load, [program for _, _, program in wanted])
+                for (programs, name, program), found in zip(wanted, loaded, strict=True):
+                    if found is None:
+                        missing.append((programs, name, program))
+                        continue
+                    programs[name] = found
+                    report(1)
             jobs: dict[Future, tuple[dict, Any]] = {}
             with self._timed("trace steps"):
-                for bucket in reversed(self.buckets.all):  # the largest take longest
-                    lowered = lower_model(
-                        self.model, self._layout(bucket), self.params, self.pages, self.state.last_token
-                    )
-                    jobs[pool.submit(lowered.compile)] = self._models, bucket
-                for extent, rows in samplers:
-                    lowered = lower_sampler(extent, rows, vocabulary, self.state)
-                    jobs[pool.submit(lowered.compile)] = self._samplers, (extent, rows)
+                for programs, name, program in missing:
+                    jobs[pool.submit(self._compile, program, program.lower())] = programs, name
             with self._timed("compile steps"):
-                for done, job in enumerate(as_completed(jobs), start=1):
+                for job in as_completed(jobs):
                     programs, name = jobs[job]
                     programs[name] = job.result()
-                    if progress:
-                        progress("compile", done, count)
+                    report(1)
         nobody = np.int32(self.limits.batch_size)
         neutral = jax.tree.map(lambda leaf: np.asarray(leaf[-1]), self.state.options)
         words = self.state.mask.shape[1]
@@ -128,6 +141,27 @@ class Executor:
         self.state = self._admit(self.state, nobody, neutral)
         self.count(self.limits.batch_size, [], 0)
         self._compiled_by_warm_up = runtime.compilations()
+
+    def _wanted(self) -> list[tuple[dict, Any, Program]]:
+        """Every program, where it goes, and its name there; those that take longest to compile first."""
+        models = [
+            (self._models, bucket, model_program(
+                self.model, self._layout(bucket), self.params, self.pages, self._scores[bucket.sampler_rows],
+                self.state.last_token,
+            ))
+            for bucket in reversed(self.buckets.all)
+        ]  # fmt: skip
+        samplers = [
+            (self._samplers, (extent, rows), sampler_program(extent, self.state, scores))
+            for extent in Extent
+            for rows, scores in self._scores.items()
+        ]
+        return [*models, *samplers]
+
+    def _compile(self, program: Program, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+        compiled = lowered.compile()
+        self._programs.store(program, compiled)
+        return compiled
 
     @property
     def compile_misses(self) -> int:
@@ -167,13 +201,16 @@ class Executor:
         tokens = sum(row.count for row in plan.rows)
         bucket = self.buckets.fit(tokens=tokens, rows=len(plan.rows), decode=plan.decode)
         packed = self._layout(bucket).pack(plan)
-        self.pages, logits, rows = self._models[bucket](self.params, self.pages, self.state.last_token, packed)
+        rows = bucket.sampler_rows
+        self.pages, self._scores[rows] = self._models[bucket](
+            self.params, self.pages, self._scores[rows], self.state.last_token, packed
+        )
         extent = Extent.most(row.sequence.extent for row in plan.rows if row.samples)
-        sampler = self._samplers[extent, bucket.sampler_rows]
+        sampler = self._samplers[extent, rows]
         if extent is Extent.ALL:
-            self.state, sampled = sampler(self.state, logits, rows)
+            self.state, sampled = sampler(self.state, self._scores[rows])
         else:
-            last_token, tokens = sampler(self.state, logits, rows)
+            last_token, tokens = sampler(self.state, self._scores[rows])
             self.state, sampled = replace(self.state, last_token=last_token), Sampled(tokens, *NO_REPORT)
         logprobs = any(row.sequence.request.config.logprobs is not None for row in plan.rows)
         step = LaunchedStep(plan, sampled, wanted=sampled._fields if logprobs and extent is Extent.ALL else ("tokens",))

@@ -10,9 +10,10 @@ from jaxdeploy.cache.kv_pages import KVPages, page_bytes
 from jaxdeploy.cache.sizing import MARGIN_BYTES, MemoryPlan, count_pages, device_bytes, tree_bytes
 from jaxdeploy.config.engine import EngineConfig
 from jaxdeploy.engine.batch import StepLayout
-from jaxdeploy.engine.buckets import Bucket
+from jaxdeploy.engine.buckets import Buckets
 from jaxdeploy.engine.limits import Limits
-from jaxdeploy.engine.step import lower_model, lower_sampler
+from jaxdeploy.engine.program_cache import ProgramCache
+from jaxdeploy.engine.step import Scores, model_program, sampler_program
 from jaxdeploy.errors import MemoryBudgetError
 from jaxdeploy.model.decoder import Decoder
 from jaxdeploy.sampling.extent import Extent
@@ -22,13 +23,22 @@ CPU_POOL_BYTES = 2**30
 
 
 def plan_memory(
-    model: Decoder, params: dict, options: EngineConfig, limits: Limits, largest: tuple[Bucket, ...], device: Any
+    model: Decoder,
+    params: dict,
+    options: EngineConfig,
+    limits: Limits,
+    buckets: Buckets,
+    device: Any,
+    programs: ProgramCache | None = None,
 ) -> MemoryPlan:
     """Decide the number of pages.
 
     On a GPU the largest buckets are compiled with a pool of one page to learn what a step needs (its temporary buffers don't depend
     on the pool). On a CPU memory is not carved up in advance: a share gives no more pages than the sequences could ever fill, and
     no more than CPU_POOL_BYTES unless one sequence needs more.
+
+    Args:
+        programs: where what was learnt is kept for the next start.
 
     Raises:
         MemoryBudgetError: no page fits, or not one sequence of the session_len that was asked for.
@@ -43,7 +53,9 @@ def plan_memory(
     state = jax.eval_shape(lambda: SlotState.create(limits.batch_size + 1, model.config.vocab_size))
     weight_bytes, state_bytes = tree_bytes(params), tree_bytes(state)
     by_share = options.cache_max_entry_count < 1
-    step_bytes = 0 if on_cpu or not by_share else step_memory(model, params, options, limits, largest)
+    step_bytes = 0
+    if by_share and not on_cpu:
+        step_bytes = step_memory(model, params, options, limits, buckets, programs or ProgramCache(None))
     total = device_bytes(device)
     # Free memory of a CPU is read after the weights were loaded; a GPU's limit counts everything.
     taken = state_bytes + step_bytes + (0 if on_cpu else weight_bytes + MARGIN_BYTES)
@@ -62,9 +74,14 @@ def plan_memory(
 
 
 def step_memory(
-    model: Decoder, params: dict, options: EngineConfig, limits: Limits, buckets: tuple[Bucket, ...]
+    model: Decoder,
+    params: dict,
+    options: EngineConfig,
+    limits: Limits,
+    buckets: Buckets,
+    programs: ProgramCache,
 ) -> int:
-    """Most bytes that one of these buckets' steps needs for itself: temporaries, results that alias no input, code."""
+    """Most bytes that a step needs for itself: temporaries, results that alias no input, code; and the scores that are kept."""
     config = model.config
     pages = jax.eval_shape(
         lambda: KVPages.create(
@@ -72,16 +89,26 @@ def step_memory(
         )
     )
     state = jax.eval_shape(lambda: SlotState.create(limits.batch_size + 1, config.vocab_size))
-    layouts = [StepLayout(bucket, limits.table_width, limits.batch_size) for bucket in buckets]
+    scores = {rows: jax.eval_shape(lambda r=rows: Scores.create(r, config.vocab_size)) for rows in buckets.sampler_rows}
     # One layer's buffers are used by the next, so layers in a loop tell as much as layers written out.
-    models = [lower_model(model, layout, params, pages, state.last_token, unroll=False) for layout in layouts]
-    rows = max(bucket.sampler_rows for bucket in buckets)
-    samplers = [lower_sampler(extent, rows, config.vocab_size, state) for extent in (Extent.FILTER, Extent.ALL)]
-    with ThreadPoolExecutor() as pool:
-        compiled = list(pool.map(lambda lowered: lowered.compile(), models + samplers))
-    own = [_own_bytes(program) for program in compiled]
-    # A step's model may start while the sampler of the one before it still reads its logits.
-    return max(own[: len(models)]) + max(own[len(models) :]) + rows * config.vocab_size * 4
+    models = [
+        model_program(
+            model, StepLayout(bucket, limits.table_width, limits.batch_size), params, pages,
+            scores[bucket.sampler_rows], state.last_token, unroll=False,
+        )
+        for bucket in buckets.largest
+    ]  # fmt: skip
+    samplers = [sampler_program(extent, state, scores[max(scores)]) for extent in (Extent.FILTER, Extent.ALL)]
+
+    def compute() -> int:
+        lowered = [program.lower() for program in models + samplers]
+        with ThreadPoolExecutor() as pool:
+            compiled = list(pool.map(lambda each: each.compile(), lowered))
+        own = [_own_bytes(program) for program in compiled]
+        # A step's model may start before the sampler of the one before it has given back what it used.
+        return max(own[: len(models)]) + max(own[len(models) :])
+
+    return programs.number(models + samplers, compute) + tree_bytes(scores)
 
 
 def _own_bytes(program: jax.stages.Compiled) -> int:

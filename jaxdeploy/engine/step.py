@@ -3,11 +3,14 @@
 They are apart because they vary apart: the model by bucket, the sampler by number of rows and by what the rows ask for.
 """
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int32
+from jax import lax
+from jaxtyping import Array, Int32
 
 from jaxdeploy.cache.kv_pages import KVPages
 from jaxdeploy.engine.batch import StepLayout
@@ -17,19 +20,62 @@ from jaxdeploy.sampling.sampler import Sampled, sample
 from jaxdeploy.sampling.slots import SlotState
 
 
+class Scores(NamedTuple):
+    """What the model hands to the sampler.
+
+    One of each number of rows is kept and written again and again: XLA launches a step as one CUDA graph, and each address that
+    moved since the last launch costs the host an update of every kernel that uses it.
+
+    Attributes:
+        logits: of the next token at each place that samples.
+        rows: slot, whether the token is kept for the next step, and tokens made before; see ``StepInputs.sampler_rows``.
+    """
+
+    logits: Array  # float32 [R, V]
+    rows: Array  # int32 [3, R]
+
+    @classmethod
+    def create(cls, rows: int, vocabulary: int) -> "Scores":
+        """Room for ``rows`` places."""
+        return cls(jnp.zeros((rows, vocabulary), jnp.float32), jnp.zeros((3, rows), jnp.int32))
+
+
+@dataclass(frozen=True)
+class Program:
+    """Something to compile.
+
+    Attributes:
+        name: what it is, with all that decides what ``function`` does and does not show in its arguments.
+        arguments: arrays or ShapeDtypeStructs.
+        donated: which of them the results are written over.
+        results: a tree of the results' structure; its leaves mean nothing.
+    """
+
+    name: str
+    function: Callable
+    arguments: tuple
+    donated: tuple[int, ...]
+    results: Any
+
+    def lower(self) -> jax.stages.Lowered:
+        """Trace. The compiled result can be called, can't be re-compiled, and tells what memory it needs (``memory_analysis``)."""
+        # Scores that come in are not read: they are where those that go out are written.
+        return jax.jit(self.function, donate_argnums=self.donated, keep_unused=True).lower(*self.arguments)
+
+
 def run_model(
     model: Decoder,
     layout: StepLayout,
     params: dict,
     pages: KVPages,
+    scores: Scores,
     last_token: Int32[Array, " S"],
     packed: Int32[Array, " size"],
-) -> tuple[KVPages, Float[Array, "R V"], Int32[Array, "3 R"]]:
-    """Feed the tokens of a packed plan.
-
-    Returns:
-        The pages, the scores of the next token at each place that samples, and what the sampler needs to know of these places.
-    """
+) -> tuple[KVPages, Scores]:
+    """Feed the tokens of a packed plan; returns the pages, and the scores in the place of those handed in."""
+    del scores
+    # A copy, which the compiler can't tell from the original's address in every kernel that reads a part of it (see Scores).
+    packed = lax.optimization_barrier(packed + layout.zero(packed))
     inputs = layout.unpack(packed)
     token_slots = jnp.take(inputs.slots, inputs.model.rows)
     fed = replace(inputs.model, tokens=jnp.where(inputs.from_device, last_token[token_slots], inputs.model.tokens))
@@ -38,15 +84,14 @@ def run_model(
     bucket = layout.bucket
     places = bucket.rows if bucket.decode else bucket.sampler_rows
     logits = next_logits(model, params, hidden[inputs.picks[:places]])
-    return pages, jnp.pad(logits, ((0, bucket.sampler_rows - places), (0, 0))), inputs.sampler_rows
+    logits = jnp.pad(logits, ((0, bucket.sampler_rows - places), (0, 0)))
+    return pages, Scores(logits, inputs.sampler_rows)
 
 
-def run_sampler(
-    extent: Extent, state: SlotState, logits: Float[Array, "B V"], rows: Int32[Array, "3 B"]
-) -> tuple[SlotState, Sampled]:
-    """Sample at each place and keep the token for the next step where that is wanted; see ``StepInputs.sampler_rows``."""
-    slots, keeps, made = rows[0], rows[1] == 1, rows[2]
-    sampled = sample(logits, state, slots, made, extent=extent)
+def run_sampler(extent: Extent, state: SlotState, scores: Scores) -> tuple[SlotState, Sampled]:
+    """Sample at each place and keep the token for the next step where that is wanted."""
+    slots, keeps, made = scores.rows[0], scores.rows[1] == 1, scores.rows[2]
+    sampled = sample(scores.logits, state, slots, made, extent=extent)
     kept = jnp.where(keeps, sampled.tokens, state.last_token[slots])
     state = replace(state, last_token=state.last_token.at[slots].set(kept))
     if extent is Extent.ALL:
@@ -54,51 +99,54 @@ def run_sampler(
     return state, sampled
 
 
-def lower_model(
+def model_program(
     model: Decoder,
     layout: StepLayout,
     params: dict,
     pages: KVPages,
+    scores: Scores,
     last_token: Array | jax.ShapeDtypeStruct,
     *,
     unroll: bool = True,
-) -> jax.stages.Lowered:
-    """Lower the model of one bucket. Arguments may be arrays or ShapeDtypeStructs; pages are donated.
-
-    The compiled result can be called, can't be re-compiled, and tells what memory it needs (``memory_analysis``).
+) -> Program:
+    """The model of one bucket; pages and scores are donated.
 
     Args:
         unroll: write the layers out where that is faster to run; it takes longer to compile.
     """
-
     if unroll and layout.bucket.decode and jax.default_backend() == "gpu":
         # In a loop the host is slower than a layer of few tokens. Measured on an H100, jax 0.11.2, one int4 matmul of 5 us for each
         # layer: 15 us of host time an iteration of fori_loop, 1.6 us a layer written out.
         model = model.clone(unroll=model.config.num_layers)
 
-    def step(params, pages, last_token, packed):
-        return run_model(model, layout, params, pages, last_token, packed)
+    def step(params, pages, scores, last_token, packed):
+        return run_model(model, layout, params, pages, scores, last_token, packed)
 
     packed = jax.ShapeDtypeStruct((layout.size,), jnp.int32)
-    return jax.jit(step, donate_argnums=1).lower(params, pages, last_token, packed)
+    return Program(
+        f"model {layout} {model.dtype} unroll={model.unroll} {model.config}",
+        step,
+        (params, pages, scores, last_token, packed),
+        donated=(1, 2),
+        results=(pages, scores),
+    )
 
 
-def lower_sampler(extent: Extent, batch: int, vocabulary: int, state: SlotState) -> jax.stages.Lowered:
-    """Lower the sampler for ``batch`` rows.
+def sampler_program(extent: Extent, state: SlotState, scores: Scores) -> Program:
+    """The sampler of one number of rows.
 
-    The program of the last extent takes (state, donated; logits; rows) and returns state and ``Sampled``. Those of the others
-    change nothing of the state but its tokens and report nothing: they return ``last_token`` and the tokens alone.
+    The program of the last extent takes (state, donated; scores) and returns state and ``Sampled``. Those of the others change
+    nothing of the state but its tokens and report nothing: they return ``last_token`` and the tokens alone.
     """
 
-    def whole(state, logits, rows):
-        return run_sampler(extent, state, logits, rows)
+    def whole(state, scores):
+        return run_sampler(extent, state, scores)
 
-    def tokens_alone(state, logits, rows):
-        state, sampled = run_sampler(extent, state, logits, rows)
+    def tokens_alone(state, scores):
+        state, sampled = run_sampler(extent, state, scores)
         return state.last_token, sampled.tokens
 
-    logits = jax.ShapeDtypeStruct((batch, vocabulary), jnp.float32)
-    rows = jax.ShapeDtypeStruct((3, batch), jnp.int32)
     if extent is Extent.ALL:
-        return jax.jit(whole, donate_argnums=0).lower(state, logits, rows)
-    return jax.jit(tokens_alone).lower(state, logits, rows)
+        results = state, Sampled._make(Sampled._fields)
+        return Program(f"sampler {extent}", whole, (state, scores), donated=(0,), results=results)
+    return Program(f"sampler {extent}", tokens_alone, (state, scores), donated=(), results=("last_token", "tokens"))

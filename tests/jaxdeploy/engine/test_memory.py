@@ -12,6 +12,7 @@ from jaxdeploy.config.engine import EngineConfig
 from jaxdeploy.engine.buckets import Buckets
 from jaxdeploy.engine.limits import Limits
 from jaxdeploy.engine.memory import plan_memory, step_memory
+from jaxdeploy.engine.program_cache import ProgramCache
 from jaxdeploy.errors import ConfigError, MemoryBudgetError
 from jaxdeploy.model.decoder import Decoder
 from jaxdeploy.sampling.slots import SlotState
@@ -41,7 +42,7 @@ def plan(params: dict, card: Card, **options):
     )
     limits = Limits.resolve(config, CONFIG, platform=card.platform)
     buckets = Buckets.of(batch_size=limits.batch_size, prefill_tokens=limits.prefill_tokens)
-    return plan_memory(Decoder(CONFIG), params, config, limits, buckets.largest, card)
+    return plan_memory(Decoder(CONFIG), params, config, limits, buckets, card)
 
 
 @pytest.mark.parametrize("quant_policy", [0, 8])
@@ -61,10 +62,14 @@ def test_a_share_of_what_weights_and_steps_leave(params, quant_policy):
 def test_step_buffers_cover_at_least_the_logits(params):
     config = EngineConfig(max_batch_size=4, cache_block_seq_len=8, max_prefill_token_num=32)
     limits = Limits.resolve(config, CONFIG, platform="cpu")
-    buckets = Buckets.of(batch_size=4, prefill_tokens=32)
-    small = step_memory(Decoder(CONFIG), params, config, limits, (buckets.decode[0],))
-    large = step_memory(Decoder(CONFIG), params, config, limits, buckets.largest)
+
+    def needed(batch: int, tokens: int) -> int:
+        buckets = Buckets.of(batch_size=batch, prefill_tokens=tokens)
+        return step_memory(Decoder(CONFIG), params, config, limits, buckets, ProgramCache(None))
+
+    small, large = needed(1, 16), needed(4, 32)
     assert large > small >= CONFIG.vocab_size * 4
+    assert large - small > 4 * CONFIG.vocab_size * 4, "scores of four rows are kept, too"
 
 
 def test_state_bytes_are_those_of_the_real_state(params):

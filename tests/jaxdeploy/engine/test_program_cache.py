@@ -1,0 +1,109 @@
+"""Programs on disk: a second start compiles nothing, and nothing that changes a program is overlooked."""
+
+import logging
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import pytest
+from support.tiny_engine import run_all, tiny_engine, tokens_of
+
+from jaxdeploy import runtime
+from jaxdeploy.config.generation import GenerationConfig
+from jaxdeploy.engine import program_cache
+from jaxdeploy.engine.engine import Engine
+from jaxdeploy.engine.program_cache import ProgramCache
+from jaxdeploy.engine.request import Request
+from jaxdeploy.engine.step import Program
+
+
+@pytest.fixture
+def cache_folder(tmp_path):
+    """JAX's cache folder for the length of a test."""
+    before = jax.config.jax_compilation_cache_dir
+    runtime.set_compile_cache(str(tmp_path))
+    yield tmp_path
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def answer(engine: Engine, name: str, **options) -> list[int]:
+    engine.submit(Request(name, [3, 1, 4, 1, 5], GenerationConfig(max_new_tokens=6, ignore_eos=True, **options)))
+    return tokens_of(run_all(engine), name)
+
+
+def double(name: str = "double", size: int = 3) -> Program:
+    x = jax.ShapeDtypeStruct((size,), jnp.float32)
+    return Program(name, lambda x, y: (x * 2, {"sum": x + y}), (x, x), donated=(0,), results=(0, {"sum": 0}))
+
+
+def test_a_second_start_loads_every_program_and_says_the_same(cache_folder):
+    first = tiny_engine()
+    expected = answer(first, "a"), answer(first, "b", temperature=1.0, random_seed=3)
+    files = list((cache_folder / "programs").glob("*.program"))
+    wanted = len(first.executor._wanted())
+    assert len(files) == wanted
+
+    second = tiny_engine()
+    assert second.executor.start_seconds["trace steps"] < second.executor.start_seconds["load steps"]
+    assert (answer(second, "a"), answer(second, "b", temperature=1.0, random_seed=3)) == expected
+    assert second.executor.compile_misses == 0
+    assert len(list((cache_folder / "programs").glob("*.program"))) == wanted, "nothing was compiled again"
+
+
+def test_a_loaded_program_gives_back_the_same_trees(tmp_path):
+    cache, program = ProgramCache(tmp_path), double()
+    assert cache.load(program) is None
+    cache.store(program, program.lower().compile())
+    loaded = ProgramCache(tmp_path).load(program)
+    assert loaded is not None
+    x = jnp.arange(3.0)
+    doubled, rest = loaded(x, jnp.ones(3))
+    assert doubled.tolist() == [0, 2, 4]
+    assert rest["sum"].tolist() == [1, 2, 3]
+    assert x.is_deleted(), "what is donated stays donated"
+
+
+def test_what_changes_a_program_changes_its_key(tmp_path, monkeypatch):
+    cache, program = ProgramCache(tmp_path), double()
+    cache.store(program, program.lower().compile())
+    assert cache.load(double()) is not None
+    for other in (double(name="triple"), double(size=4), replace(program, donated=())):
+        assert cache.load(other) is None
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
+    assert cache.load(double()) is None
+    monkeypatch.undo()
+    monkeypatch.setattr(program_cache, "_source_digest", lambda: "edited")
+    assert cache.load(double()) is None
+
+
+def test_a_damaged_file_is_compiled_again(tmp_path, caplog):
+    cache, program = ProgramCache(tmp_path), double()
+    cache.store(program, program.lower().compile())
+    (file,) = tmp_path.glob("*.program")
+    file.write_bytes(file.read_bytes()[:100])
+    with caplog.at_level(logging.WARNING):
+        assert cache.load(program) is None
+    assert "compiling double again" in caplog.text
+
+
+def test_a_folder_that_takes_no_files_costs_a_warning(tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    cache, program = ProgramCache(tmp_path / "file"), double()
+    with caplog.at_level(logging.WARNING):
+        cache.store(program, program.lower().compile())
+    assert "can't write" in caplog.text
+
+
+def test_results_that_are_not_as_announced_are_refused(tmp_path):
+    program = replace(double(), results=(0, 0))
+    with pytest.raises(AssertionError, match="double returns"):
+        ProgramCache(tmp_path).store(program, program.lower().compile())
+
+
+def test_a_number_is_found_out_once(tmp_path):
+    cache = ProgramCache(tmp_path)
+    assert cache.number([double()], lambda: 7) == 7
+    assert cache.number([double()], lambda: 8) == 7
+    assert cache.number([double(size=5)], lambda: 8) == 8
+    (tmp_path / next(tmp_path.glob("*.json")).name).write_text("{")
+    assert ProgramCache(None).number([double()], lambda: 9) == 9
