@@ -262,6 +262,5 @@ def round_pair(value: ir.Value, dtype: str) -> Int:
 
 
 def pair_op(name: str, a: Int, b: Int, dtype: str) -> Int:
-    """``sub`` or ``mul`` of two pairs of 16-bit floats."""
-    kind = {"sub": f"sub.rn.{dtype}x2" if dtype == "bf16" else "sub.rn.f16x2", "mul": f"mul.rn.{dtype}x2"}[name]
-    return Int(asm(f"{kind} $0, $1, $2;", a, b, results=(i32(),), pure=True)[0])
+    """``add``, ``sub`` or ``mul`` of two pairs of 16-bit floats, rounded once; overflow is infinite."""
+    return Int(asm(f"{name}.rn.{dtype}x2 $0, $1, $2;", a, b, results=(i32(),), pure=True)[0])

@@ -63,6 +63,10 @@ class Float:
         """1 / self, within 1 unit in the last place; 0 has infinity."""
         return Float(ptx.asm("rcp.approx.ftz.f32 $0, $1;", self.value, results=(ptx.f32(),), pure=True)[0])
 
+    def rsqrt(self) -> "Float":
+        """1 / sqrt(self), within 2 ** -22.9 of it."""
+        return Float(ptx.asm("rsqrt.approx.f32 $0, $1;", self.value, results=(ptx.f32(),), pure=True)[0])
+
     def divide(self, other: "Float") -> "Float":
         """``self / other`` rounded to nearest, as IEEE 754 has it."""
         return Float(ptx.asm("div.rn.f32 $0, $1, $2;", self.value, other.value, results=(ptx.f32(),), pure=True)[0])

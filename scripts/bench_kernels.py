@@ -18,6 +18,7 @@ BENCHMARKS = {
     "int4_matmul": "kernel_bench.int4_matmul",
     "paged_attention": "kernel_bench.paged_attention",
     "kv_write": "kernel_bench.kv_write",
+    "rms_norm": "kernel_bench.rms_norm",
 }
 
 

@@ -1,12 +1,13 @@
-"""Per-thread GPU code on a CPU: the threads of a warpgroup in lockstep, each value a numpy array with one element a thread.
+"""Per-thread GPU code on a CPU: the threads of a block in lockstep, each value a numpy array with one element a thread.
 
 ``Threads(monkeypatch, memory)`` puts numpy behind ``pallas_kernels.ptx`` and its companions, so that code written with them runs
-where it is called instead of emitting instructions. Instructions are those that the attention kernels use; their meaning is that
+where it is called instead of emitting instructions. Instructions are those that the kernels use; their meaning is that
 of the PTX ISA manual. Lockstep means that barriers have nothing to do: what a missing one would break, this does not show.
 """
 
 import contextlib
 import re
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -80,9 +81,10 @@ class Ref(SimpleNamespace):
 
 
 class Threads:
-    """128 threads, and one memory for global and shared addresses."""
+    """The threads of a block, a warpgroup unless told, and one memory for global and shared addresses."""
 
-    def __init__(self, monkeypatch, size: int):
+    def __init__(self, monkeypatch, size: int, threads: int = THREADS):
+        monkeypatch.setattr(sys.modules[__name__], "THREADS", threads)
         self.memory = np.full(size, 0xA5, np.uint8)
         self.masks: list[Any] = []
         self.free = 0
@@ -189,10 +191,10 @@ class Threads:
             return [value(np.ascontiguousarray(picked).view(np.uint32)[:, 0])]
         if name.startswith("mma.sync"):
             return self._mma(values, _HALF[name.split(".")[7]])
-        if ".f16x2" in name and name.startswith(("fma", "add")):
-            a, b, *c = (_pair(v, np.float16).astype(np.float64) for v in values)
-            out = a * b + c[0] if c else a + b
-            return [_word(out.astype(np.float16))]
+        if packed := re.match(r"(fma|add|sub|mul)\.rn\.(bf16|f16)x2", name):
+            a, b, *c = (_pair(v, _HALF[packed[2]]).astype(np.float64) for v in values)
+            out = {"fma": lambda: a * b + c[0], "add": lambda: a + b, "sub": lambda: a - b, "mul": lambda: a * b}
+            return [_word(out[packed[1]]().astype(_HALF[packed[2]]))]
         if name.startswith("cvt.rn."):
             high, low = values  # the instruction names the upper half first
             return [_word(np.stack([low, high], axis=1).astype(_HALF["bf16" if "bf16" in name else "f16"]))]
@@ -207,12 +209,13 @@ class Threads:
             return [value(values[0] / values[1])]
         if name.startswith("mov.u32"):
             return [value(np.arange(THREADS), np.uint32)]
-        if name.startswith("bar.warp"):
+        if name.startswith(("bar.warp", "bar.sync")):
             return None
         simple = {
             "fma": lambda a, b, c: a * b + c,
             "ex2": np.exp2,
             "rcp": lambda a: 1 / a,
+            "rsqrt": lambda a: 1 / np.sqrt(a),
             "max": np.fmax,
             "min": np.fmin,
         }
