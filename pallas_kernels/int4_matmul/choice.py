@@ -16,6 +16,8 @@ Config = WarpConfig | WgmmaConfig
 KINDS: dict[str, type[WarpConfig] | type[WgmmaConfig]] = {"warp": WarpConfig, "wgmma": WgmmaConfig}
 MULTIPROCESSORS = 132
 """Of an H100 or H200; the rules aim at one block for each."""
+HOPPER_TABLE = "h100"
+"""Where a Hopper GPU has no table of its own."""
 MOST_WARP_TOKENS = 32
 _NEAR = 0.25
 
@@ -50,7 +52,7 @@ def choose(shape: Shape, *, gated: bool = False, wgmma: bool = True) -> Config |
     Returns:
         None where no kernel serves: many tokens without wgmma.
     """
-    entry = _nearest(shape, _table(device_name())) if wgmma else None
+    entry = _nearest(shape, _table(device_name()) or _table(HOPPER_TABLE)) if wgmma else None
     if entry is not None and fits(entry, shape, gated):
         return entry
     if shape.m <= MOST_WARP_TOKENS:

@@ -9,6 +9,7 @@ import argparse
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from statistics import median
+from time import time_ns
 from typing import Any
 
 import jax
@@ -24,6 +25,9 @@ from pallas_kernels.int4_matmul.tiles import BLOCK, from_tiles, groups_per_tile,
 from pallas_kernels.timing import copy_bandwidth, microseconds
 
 ANCHORS = ((4096, 4096), (4096, 6144), (4096, 28672), (14336, 4096), (2048, 8192))
+LLAMA_3_8B_LAYER = ((4096, 6144, False), (4096, 4096, False), (4096, 28672, True), (14336, 4096, False))
+"""Inputs, outputs, gated; the second reads the first 4096 outputs of the first."""
+LAYERS = 16
 TOLERANCE = 4e-3
 GATED_TOLERANCE = 1e-2
 """Where XLA applies the gate, gate and up are bfloat16 before it, and so are its steps."""
@@ -40,6 +44,7 @@ class Job:
     n: int
     group_size: int
     gated: bool
+    invariant: bool = False
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +55,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--gated", action="store_true", help="also the gated form, silu(gate) * up, of matrices with 28672 outputs"
+    )
+    parser.add_argument("--invariant", action="store_true", help="the kernel whose bits don't depend on the batch")
+    parser.add_argument(
+        "--layer", action="store_true", help="also the four matmuls of each Llama-3-8B layer, in one program"
     )
     parser.add_argument("--peers", action="store_true", help="cuBLAS, and tinygemm where torch is installed")
 
@@ -64,9 +73,40 @@ def main(options: argparse.Namespace) -> list[Row]:
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, copy {bandwidth:,.0f} GB/s", flush=True)
     rows: list[Row] = []
     for k, n, group_size, gated in shapes:
-        jobs = [Job(int(m), k, n, group_size, gated) for m in options.tokens.split(",")]
+        jobs = [Job(int(m), k, n, group_size, gated, options.invariant) for m in options.tokens.split(",")]
         rows += measure(jobs, bandwidth, with_peers=options.peers)
+    if options.layer:
+        rows += [layer_row(int(m), bandwidth) for m in options.tokens.split(",")]
     return rows
+
+
+def layer_row(m: int, bandwidth: float) -> Row:
+    """qkv, out, gated gate_up and down of LAYERS layers one after the other, each fed by the one before; for one layer.
+
+    Its wall time is that of the whole program on a device that does nothing else, with the gaps between kernels.
+    """
+    jobs = [Job(m, k, n, 128, gated) for k, n, gated in LLAMA_3_8B_LAYER]
+    stacks = [random_tiles(LAYERS, job.n, job.k, job.group_size) for job in jobs]
+
+    def layers(x, stacks):
+        for layer in range(LAYERS):
+            for job, stack in zip(jobs, stacks, strict=True):
+                x = _call(job, x[:, : job.k], stack, layer)
+        return x
+
+    program, x = jax.jit(layers).lower(random_x(jobs[0]), stacks).compile(), random_x(jobs[0])
+    time = microseconds(program, LAYERS, x, stacks)
+    begun = time_ns()
+    for _ in range(10):
+        result = program(x, stacks)
+    jax.block_until_ready(result)
+    wall = (time_ns() - begun) / 1e4 / LAYERS
+    size = sum(stack[0].nbytes + stack[1].nbytes for stack in stacks) / LAYERS
+    found = Row({"K x N": "Llama-3-8B layer", "M": m, "us": time, "wall us": wall, "GB/s": size / time / 1e3,
+                 "% of copy": 100 * size / time / 1e3 / bandwidth, "floor us": size / bandwidth / 1e3,
+                 "TFLOP/s": sum(2 * m * job.k * job.n for job in jobs) / time / 1e6})  # fmt: skip
+    show(found)
+    return found
 
 
 def measure(jobs: list[Job], bandwidth: float, *, with_peers: bool) -> list[Row]:
@@ -108,7 +148,8 @@ def row(job: Job, found: float, time: float, bandwidth: float, others: dict[str,
     outputs, inputs = padded(job.n, job.k)
     groups = inputs // BLOCK * groups_per_tile(job.group_size)
     size = outputs * inputs // 2 + 4 * groups * outputs + 2 * job.m * (job.k + job.n // (1 + job.gated))
-    config = choice.choose(choice.Shape(job.m, job.k, job.n, job.group_size), gated=job.gated)
+    shape = choice.Shape(job.m, job.k, job.n, job.group_size)
+    config = choice.invariant_config(shape) if job.invariant else choice.choose(shape, gated=job.gated)
     return Row(
         {"K x N": f"{job.k} x {job.n}{' gated' if job.gated else ''}", "M": job.m, "us": time, "GB/s": size / time / 1e3,
          "% of copy": 100 * size / time / 1e3 / bandwidth, "floor us": size / bandwidth / 1e3,
@@ -149,7 +190,9 @@ def error(job: Job, x: jax.Array, stack: tuple[jax.Array, jax.Array], layer: int
 
 def _call(job: Job, x: jax.Array, tiles: Any, layer: int) -> jax.Array:
     words, meta = tiles
-    return int4_matmul_tiles(x, words, meta, layer, outputs=job.n, group_size=job.group_size, gated=job.gated)
+    return int4_matmul_tiles(
+        x, words, meta, layer, outputs=job.n, group_size=job.group_size, gated=job.gated, invariant=job.invariant
+    )
 
 
 def tinygemm(job: Job) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Paged attention, decode and prefill, beside torch's and cuDNN's attention on contiguous keys and values.
+"""Paged attention, decode and prefill, beside torch's and cuDNN's on contiguous keys and values and JAX's own paged one.
 
 Each width is first checked on ragged contexts against the float32 reference with the same cache. Times are of kernels (CUPTI), all
 of one call added up (decode and its merge). Decode's layer changes from call to call, so that the L2 cache holds nothing of use;
@@ -7,12 +7,11 @@ its bytes are those of keys, values and their pairs as stored. Pages are in shuf
 
 import argparse
 from functools import partial
-from statistics import median
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from kernel_bench import attention_peers
 from kernel_bench.report import Row, show
 
 from pallas_kernels.kv_write.reference import quantize_heads
@@ -42,7 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prefill", default="2048,8192", help="new tokens of one sequence, with commas; empty for none"
     )
     parser.add_argument("--max-gigabytes", type=float, default=20.0, help="larger caches are left out")
-    parser.add_argument("--peers", action="store_true", help="cuDNN (JAX), and torch's attention where it is installed")
+    parser.add_argument(
+        "--peers", action="store_true", help="cuDNN and JAX's paged attention, and torch's where it is installed"
+    )
 
 
 def main(options: argparse.Namespace) -> list[Row]:
@@ -88,7 +89,10 @@ def decode_row(options: argparse.Namespace, bits: int, batch: int, context: int,
         return [run(jnp.int32(layer), table, lens) for layer in range(layers)]
 
     time = microseconds(jax.jit(calls), layers, q, *k_pages[:2], *v_pages[:2], table, lens)
-    others = torch_decode(options, batch, context) if options.peers and bits == 16 else {}
+    others = {}
+    if options.peers and bits == 16:
+        sizes = {"heads": options.heads, "kv_heads": options.kv_heads, "head_dim": options.head_dim}
+        others = attention_peers.decode(batch, context, **sizes, page=options.page_size, copies=layers)
     return Row(
         {"kernel": "decode", "bits": bits, "batch": batch, "tokens": context, "us": time, "GB/s": size / time / 1e3,
          "% of copy": 100 * size / time / 1e3 / bandwidth, "error": found, "ok": found <= TOLERANCE, **others}
@@ -111,11 +115,9 @@ def prefill_row(options: argparse.Namespace, bits: int, tokens: int, found: floa
     flops = 2 * tokens * tokens * options.heads * options.head_dim
     others = {}
     if options.peers and bits == 16:
-        dense = [jax.random.normal(jax.random.key(i), (1, tokens, n, options.head_dim), jnp.bfloat16)
-                 for i, n in enumerate((options.heads, options.kv_heads, options.kv_heads))]  # fmt: skip
-        cudnn = jax.jit(partial(jax.nn.dot_product_attention, is_causal=True, implementation="cudnn"))
-        peer = microseconds(cudnn, 1, *dense)
-        others = {"cuDNN us": peer, "cuDNN TFLOP/s": flops / peer / 1e6}
+        others = attention_peers.cudnn_prefill(
+            tokens, heads=options.heads, kv_heads=options.kv_heads, head_dim=options.head_dim
+        )
     return Row(
         {"kernel": "prefill", "bits": bits, "batch": 1, "tokens": tokens, "us": time, "TFLOP/s": flops / time / 1e6,
          "error": found, "ok": found <= TOLERANCE, **others}
@@ -176,32 +178,6 @@ def _in_pages(tokens: jax.Array | None, page: int) -> jax.Array | None:
     if tokens is None:
         return None
     return tokens.reshape(1, -1, page, *tokens.shape[1:]).swapaxes(2, 3)
-
-
-def torch_decode(options: argparse.Namespace, batch: int, context: int) -> dict[str, Any]:
-    """Microseconds of torch's attention on contiguous bfloat16 keys and values, launches included; {} without torch."""
-    try:
-        import torch  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        return {}
-    size = batch * context * token_bytes(options, 16)
-    copies = max(2, min(16, int(-(-ROTATION_BYTES // size))))
-    shape = (batch, options.kv_heads, context, options.head_dim)
-    caches = [[torch.randn(shape, dtype=torch.bfloat16, device="cuda") for _ in range(2)] for _ in range(copies)]
-    q = torch.randn(batch, options.heads, 1, options.head_dim, dtype=torch.bfloat16, device="cuda")
-    times = []
-    for run in range(6):
-        begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begun.record()
-        for k, v in caches:
-            torch.nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True)
-        ended.record()
-        torch.cuda.synchronize()
-        if run:
-            times.append(begun.elapsed_time(ended) * 1e3 / copies)
-    del caches
-    torch.cuda.empty_cache()
-    return {"torch us": median(times)}
 
 
 def roofline(rows: list[Row], path: str) -> None:
