@@ -8,6 +8,7 @@ What is measured (``--measure``, several with commas):
 - ``prefill``: milliseconds to the first token of one prompt of --prefill tokens
 - ``load``: --requests requests of --lengths, --concurrency at a time: throughput, TTFT, ITL
 - ``stall``: time between tokens of running answers while prompts of --prefill tokens arrive
+- ``mixed``: TTFT and ITL while short prompts and prompts of --prefill tokens arrive at random, with mixed steps small and large
 - ``start``: seconds from process start to first token by phase, with an empty compile cache and with a filled one
 - ``first-token``: the same for this very process
 """
@@ -25,7 +26,9 @@ from jaxdeploy import runtime
 
 # isort: split
 import jax
+from benchmark_report.origin import origin
 from engine_bench import measure
+from engine_bench.arrivals import mixed_load
 from engine_bench.lengths import DISTRIBUTIONS, jobs
 from engine_bench.shapes import SHAPES, WEIGHTS, SilentTokenizer, model_config
 from engine_bench.start import cold_and_warm, process_age
@@ -35,7 +38,7 @@ from jaxdeploy.engine.engine import Engine
 from jaxdeploy.engine.limits import Limits
 from jaxdeploy.model.decoder import random_parameters
 
-MEASURES = ("decode", "prefill", "load", "stall", "start", "first-token")
+MEASURES = ("decode", "prefill", "load", "stall", "mixed", "start", "first-token")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -51,6 +54,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--new", type=int, default=256)
     options.add_argument("--prefill", default=[2048], type=_numbers, help="with commas; default 2048")
     options.add_argument("--requests", type=int, default=128)
+    options.add_argument(
+        "--request-rate", type=float, help="of mixed, requests/s; default 70 %% of what the engine can take"
+    )
     options.add_argument("--lengths", default="sharegpt", choices=DISTRIBUTIONS)
     options.add_argument(
         "--repeats", type=int, default=1, help="of decode, the best counts; of prefill five times as many"
@@ -96,8 +102,10 @@ def build(options: argparse.Namespace) -> tuple[Engine, dict[str, float]]:
 
 
 def run(options: argparse.Namespace, wanted: list[str]) -> dict[str, Any]:
-    """Everything that was asked for."""
-    report: dict[str, Any] = {}
+    """Everything that was asked for, and by which command."""
+    report: dict[str, Any] = origin("bench_engine.py", parser(), options)
+    report["jax"] = version("jax")
+    report["options"] = {name: value for name, value in vars(options).items() if name != "json"}
 
     def show(name: str, row: dict[str, Any]) -> None:
         print(f"{name}: " + ", ".join(f"{key} {_number(value)}" for key, value in row.items()), flush=True)
@@ -112,7 +120,7 @@ def run(options: argparse.Namespace, wanted: list[str]) -> dict[str, Any]:
             "--group-size",
             str(options.group_size),
         ]
-        report["start"] = cold_and_warm(Path(__file__), shape)
+        report["device"], report["start"] = cold_and_warm(Path(__file__), shape)
         for row in report["start"]:
             show("start", row)
     if wanted == ["start"]:
@@ -125,13 +133,12 @@ def run(options: argparse.Namespace, wanted: list[str]) -> dict[str, Any]:
         report["first-token"] = {**phases, "first token": first, "all": process_age()}
         show("start", report["first-token"])
     device, memory = jax.devices()[0], engine.memory
-    report["device"], report["jax"] = device.device_kind, version("jax")
+    report["device"] = device.device_kind
     report["memory"] = {
         "weights GB": memory.weight_bytes / 1e9,
         "pages GB": memory.pool_bytes / 1e9,
         "tokens": memory.tokens,
     }
-    report["options"] = {name: value for name, value in vars(options).items() if name != "json"}
     print(
         f"{device.device_kind}, jax {version('jax')}, {options.shape} {options.weights}, KV {options.quant_policy or 'plain'}"
     )
@@ -163,6 +170,13 @@ def run(options: argparse.Namespace, wanted: list[str]) -> dict[str, Any]:
         )
         report["stall"] = row
         show("stall", row)
+    if "mixed" in wanted:
+        report["mixed"] = mixed_load(
+            engine, count=options.requests, long=max(options.prefill), new=options.new, seed=options.seed + 3,
+            rate=options.request_rate,
+        )  # fmt: skip
+        for row in report["mixed"]:
+            show("mixed", row)
     if "decode" in wanted:
         report["decode"] = []
         for batch in options.concurrency:

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmark_report.origin import origin
 from serving_bench.chart import chart
 from serving_bench.http_stream import Answer, StreamClient
 from serving_bench.report import summary, table
@@ -55,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
     add("--warmup", type=int, default=2, help="requests before the first run that count nothing")
     add("--seed", type=int, default=0, help="of prompts and arrival times")
     add("--title", help="of the picture")
+    add("--hardware", help="what the server runs on, for the report: GPU and jax version")
     add("--output", type=Path, help="where to save the numbers as JSON, and a picture beside it with the suffix .svg")
     return made
 
@@ -125,7 +127,14 @@ def save(options: argparse.Namespace, results: list[dict[str, Any]]) -> None:
     """Write the JSON and the picture."""
     asked = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
     del asked["api_key"]
-    record = {"options": asked, "python": platform.python_version(), "machine": platform.machine(), "results": results}
+    record = {
+        **origin("bench_serving.py", parser(), options),
+        "options": asked,
+        "hardware": options.hardware,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "results": results,
+    }
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     picture = options.output.with_suffix(".svg")

@@ -23,6 +23,7 @@ from jaxdeploy import runtime
 
 # isort: split
 import jax
+from benchmark_report.origin import origin
 from engine_bench.byte_tokenizer import BYTES, ByteTokenizer
 from engine_bench.fuzz import Fuzzer
 from engine_bench.shapes import model_config
@@ -130,7 +131,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     asked = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
     report: dict[str, Any] = {
-        "command": " ".join(["python scripts/soak_engine.py", *(sys.argv[1:] if arguments is None else arguments)]),
+        **origin("soak_engine.py", parser(), options),
         "device": jax.devices()[0].device_kind,
         "jax": version("jax"),
         "options": asked,

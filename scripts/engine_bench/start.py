@@ -15,18 +15,23 @@ def process_age() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started
 
 
-def cold_and_warm(script: Path, arguments: list[str]) -> list[dict[str, float]]:
+def cold_and_warm(script: Path, arguments: list[str]) -> tuple[str, list[dict[str, float]]]:
     """Start the engine in two fresh processes, the first with an empty compile cache, the second with what that left.
 
     Args:
         script: ``bench_engine.py``. arguments: of its command line, what to build.
+
+    Returns:
+        The device, and a row for each process.
     """
-    rows = []
+    rows, device = [], ""
     with tempfile.TemporaryDirectory() as scratch:
         for start in ("cold", "warm"):
             report = Path(scratch) / f"{start}.json"
             command = [sys.executable, str(script), *arguments, "--measure", "first-token"]
             command += ["--compile-cache", str(Path(scratch) / "xla"), "--json", str(report)]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-            rows.append({"start": start, **json.loads(report.read_text())["first-token"]})
-    return rows
+            told = json.loads(report.read_text())
+            rows.append({"start": start, **told["first-token"]})
+            device = told["device"]
+    return device, rows

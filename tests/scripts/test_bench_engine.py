@@ -34,7 +34,7 @@ def run(*arguments: str, cache: Path) -> subprocess.CompletedProcess[str]:
 
 def test_every_measure_reports(tmp_path):
     report = tmp_path / "report.json"
-    measures = "first-token,decode,prefill,load,stall"
+    measures = "first-token,decode,prefill,load,stall,mixed"
     options = (
         "--measure",
         measures,
@@ -58,6 +58,12 @@ def test_every_measure_reports(tmp_path):
     assert prefill["prompt"] == 64
     assert load["requests/s"] > 0
     assert found["stall"]["streams"] == 1
+    small, large = found["mixed"]
+    assert small["tokens of a mixed step"] < large["tokens of a mixed step"]
+    assert small["requests/s"] == large["requests/s"] > 0
+    assert all(row[f"TTFT {kind} p99 ms"] > 0 for row in (small, large) for kind in ("short", "long"))
+    assert found["command"].startswith("python scripts/bench_engine.py --weights w4a16 --group-size 16")
+    assert str(tmp_path) not in found["command"]
     phases = {name: seconds for name, seconds in found["first-token"].items() if name != "all"}
     assert {"import", "random weights", "plan memory", "trace steps", "compile steps", "first token"} <= phases.keys()
     assert sum(phases.values()) <= found["first-token"]["all"]

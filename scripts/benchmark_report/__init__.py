@@ -1,0 +1,1 @@
+"""Parts of ``bench_report.py``, and what the benchmarks write for it."""
