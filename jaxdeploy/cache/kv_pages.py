@@ -10,7 +10,8 @@ from jaxdeploy.config.engine import QUANT_POLICIES
 from jaxdeploy.config.model import ModelConfig
 from jaxdeploy.errors import ConfigError
 from jaxdeploy.pytree import Leaf
-from pallas_kernels.kv_write.api import kv_write
+from pallas_kernels.kv_write.api import kv_write, rope_kv_write
+from pallas_kernels.kv_write.reference import Pools
 from pallas_kernels.paged_attention.reference import Pages
 
 PAIR_BYTES = 4
@@ -105,6 +106,24 @@ class KVPages:
         offsets: Int32[Array, " T"],
     ) -> "KVPages":
         """Put the keys (after RoPE) and values of T tokens into their places; page id P drops a row."""
-        new_k, k_pairs = kv_write(self.k, self.k_pairs, k, layer, page_ids, offsets, bits=self.bits)
-        new_v, v_pairs = kv_write(self.v, self.v_pairs, v, layer, page_ids, offsets, bits=self.bits)
-        return replace(self, k=new_k, v=new_v, k_pairs=k_pairs, v_pairs=v_pairs)
+        return self._holding(kv_write(self._pools, k, v, layer, page_ids, offsets, bits=self.bits))
+
+    def rope_write(
+        self,
+        layer: Int32[Array, ""],
+        qkv: Float[Array, "T M H"],
+        cos: Float[Array, "T F"],
+        sin: Float[Array, "T F"],
+        page_ids: Int32[Array, " T"],
+        offsets: Int32[Array, " T"],
+    ) -> tuple[Float[Array, "T N H"], "KVPages"]:
+        """RoPE on queries and keys, then ``write``; returns the queries too. F is H/2, M is N + 2K."""
+        q, pools = rope_kv_write(self._pools, qkv, cos, sin, layer, page_ids, offsets, bits=self.bits)
+        return q, self._holding(pools)
+
+    @property
+    def _pools(self) -> Pools:
+        return Pools(self.k, self.v, self.k_pairs, self.v_pairs)
+
+    def _holding(self, pools: Pools) -> "KVPages":
+        return replace(self, k=pools.k, v=pools.v, k_pairs=pools.k_pairs, v_pairs=pools.v_pairs)

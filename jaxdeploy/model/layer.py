@@ -57,13 +57,12 @@ class Attention(nn.Module):
             c, (prefix + "q_proj", prefix + "k_proj", prefix + "v_proj"), c.hidden_size,
             (heads + 2 * kv_heads) * head_dim, ("heads", "embed"), c.qkv_bias, self.dtype, name="qkv",
         )(x, layer).reshape(-1, heads + 2 * kv_heads, head_dim)  # fmt: skip
-        q, k, v = jnp.split(qkv, (heads, heads + kv_heads), axis=1)
-        if c.qk_norm:
-            q = RMSNorm(prefix + "q_norm", head_dim, c.rms_norm_eps, self.dtype, c.num_layers, name="q_norm")(q, layer)
-            k = RMSNorm(prefix + "k_norm", head_dim, c.rms_norm_eps, self.dtype, c.num_layers, name="k_norm")(k, layer)
-        q, k = apply_rotation(q, step.cos, step.sin), apply_rotation(k, step.cos, step.sin)
-        q, k, v = self._turned(q, k, v, layer)
-        pages = pages.write(layer, k, v, step.page_ids, step.offsets)
+        if c.qk_norm or c.rotates_keys or c.value_rotation == "online":
+            q, k, v = self._split(qkv, step, layer)
+            q, k, v = self._turned(q, k, v, layer)
+            pages = pages.write(layer, k, v, step.page_ids, step.offsets)
+        else:
+            q, pages = pages.rope_write(layer, qkv, step.cos, step.sin, step.page_ids, step.offsets)
         inputs, scale = step.inputs, head_dim**-0.5
         if inputs.decode:
             out = paged_decode(
@@ -87,6 +86,16 @@ class Attention(nn.Module):
             name="out",
         )(out.reshape(-1, heads * head_dim), layer)
         return out, pages
+
+    def _split(self, qkv: jax.Array, step: StepContext, layer: jax.Array) -> tuple[jax.Array, ...]:
+        """q, k and v, the first two normalized where the model does that and after RoPE."""
+        c, prefix = self.config, PREFIX + "self_attn."
+        heads, kv_heads, head_dim = c.num_heads, c.num_kv_heads, c.head_dim
+        q, k, v = jnp.split(qkv, (heads, heads + kv_heads), axis=1)
+        if c.qk_norm:
+            q = RMSNorm(prefix + "q_norm", head_dim, c.rms_norm_eps, self.dtype, c.num_layers, name="q_norm")(q, layer)
+            k = RMSNorm(prefix + "k_norm", head_dim, c.rms_norm_eps, self.dtype, c.num_layers, name="k_norm")(k, layer)
+        return apply_rotation(q, step.cos, step.sin), apply_rotation(k, step.cos, step.sin), v
 
     def _turned(self, q: jax.Array, k: jax.Array, v: jax.Array, layer: jax.Array) -> tuple[jax.Array, ...]:
         """q, k and v as the cache stores them; the products of q and k stay what they are."""

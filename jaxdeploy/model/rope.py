@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Int32
 
 from jaxdeploy.config.rope import RopeConfig
+from pallas_kernels.kv_write.reference import apply_rotation
 
 
 def inverse_frequencies(
@@ -50,15 +51,6 @@ def rotation_tables(
     """(cos, sin) of every token's angles, times the attention factor; compute once, use in every layer."""
     angles = positions.astype(jnp.float32)[:, None] * inv_freq.astype(jnp.float32)
     return jnp.cos(angles) * attention_factor, jnp.sin(angles) * attention_factor
-
-
-def apply_rotation(
-    x: Float[Array, "T N H"], cos: Float[Array, "T F"], sin: Float[Array, "T F"]
-) -> Float[Array, "T N H"]:
-    """Turns each pair (x[i], x[i + H/2]) by its angle, in float32; the result has x's dtype."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    cos, sin = cos[:, None, :], sin[:, None, :]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
 def rotate(

@@ -1,63 +1,125 @@
 """Shapes, errors and the choice of implementation of the KV write."""
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int32, Num
+from jax import lax
+from jaxtyping import Array, Float, Int32
 
 from pallas_kernels.kv_write import mosaic
-from pallas_kernels.kv_write.reference import quantize_heads, scatter_reference
+from pallas_kernels.kv_write.reference import Pools, kv_write_reference, rope_kv_write_reference
 
 BITS = (16, 8, 4)
 IMPLEMENTATIONS = ("mosaic", "reference")
-"""The kernel is taken by name only until it has been measured against XLA's scatter on a GPU."""
+"""The default takes "mosaic" where a program is compiled for CUDA and the kernel can take the call."""
+MOST_TOKENS = 1 << 30
+"""The default takes the kernel for so many new tokens and fewer; a name takes it for any."""
+
+
+def _choose(implementation: str | None, reason: str | None, kernel: Callable, reference: Callable, *arrays: Any) -> Any:
+    """Run the named implementation, or leave the choice to the platform that the program is compiled for."""
+    if implementation == "mosaic":
+        if reason:
+            raise ValueError(f"{implementation=} can't take this call: {reason}")
+        return kernel(*arrays)
+    if implementation == "reference" or reason or arrays[1].shape[0] > MOST_TOKENS:
+        return reference(*arrays)
+    return lax.platform_dependent(*arrays, cuda=kernel, default=reference)
+
+
+def _check(pools: Pools, head_dim: int, bits: int, implementation: str | None) -> None:
+    if implementation not in (None, *IMPLEMENTATIONS):
+        raise ValueError(f"{implementation=} is unknown; there are {IMPLEMENTATIONS}")
+    if bits not in BITS:
+        raise ValueError(f"{bits=} must be one of {BITS}")
+    if pools.k.shape != pools.v.shape:
+        raise ValueError(f"K and V pools differ: {pools.k.shape} and {pools.v.shape}")
+    stored = head_dim * min(bits, 8) // 8
+    if pools.k.shape[-1] != stored:
+        raise ValueError(
+            f"head_dim {head_dim} at {bits=} takes {stored} values a head, the pool has {pools.k.shape[-1]}"
+        )
+    if bits != 16 and (pools.k_pairs is None or pools.v_pairs is None):
+        raise ValueError(f"{bits=} needs the pools of (scale, offset) pairs")
+    if bits == 16 and (pools.k_pairs is not None or pools.v_pairs is not None):
+        raise ValueError(f"{bits=} stores no (scale, offset) pairs; leave their pools out")
 
 
 def kv_write(
-    pages: Num[Array, "L P K page Hs"],
-    pairs: Float[Array, "L P K page 2"] | None,
-    new: Float[Array, "T K H"],
-    layer: Int32[Array, ""],
+    pools: Pools,
+    k: Float[Array, "T K H"],
+    v: Float[Array, "T K H"],
+    layer: Int32[Array, ""] | int,
     page_ids: Int32[Array, " T"],
     offsets: Int32[Array, " T"],
     *,
     bits: int,
     implementation: str | None = None,
-) -> tuple[Num[Array, "L P K page Hs"], Float[Array, "L P K page 2"] | None]:
-    """Quantize (``bits`` 8 or 4) and store the keys or values of T new tokens.
+) -> Pools:
+    """Quantize (``bits`` 8 or 4) and store the keys and values of T new tokens.
 
     Args:
-        pages: the pool of one of K and V; donate it, the write is in place then.
-        pairs: its (scale, offset) pool; None for bits 16.
-        new: keys after RoPE, or values.
+        pools: donate them, the write is in place then.
+        k: keys after RoPE and whatever else the cache stores them with.
+        v: values.
         layer: which layer's pages.
         page_ids: page of each token; P drops the row (padding).
         offsets: place of each token in its page.
-        bits: 16 stores ``new`` in the pool's dtype.
-        implementation: name one of IMPLEMENTATIONS to fail if it can't; None is the reference, which XLA compiles.
+        bits: 16 stores in the pools' dtype.
+        implementation: name one of IMPLEMENTATIONS to fail if it can't; None takes the first that can.
 
     Raises:
-        ValueError: an unknown ``bits`` or a pool whose last axis doesn't hold H values of that width; an unknown implementation
-            or one that can't take the call.
+        ValueError: an unknown ``bits``, pools that don't hold H values of that width or lack pairs; an unknown implementation or
+            one that can't take the call.
     """
-    if implementation not in (None, *IMPLEMENTATIONS):
-        raise ValueError(f"{implementation=} is unknown; there are {IMPLEMENTATIONS}")
-    if bits not in BITS:
-        raise ValueError(f"{bits=} must be one of {BITS}")
-    stored = new.shape[-1] * min(bits, 8) // 8
-    if pages.shape[-1] != stored:
+    _check(pools, k.shape[-1], bits, implementation)
+    if k.shape != v.shape or k.dtype != v.dtype:
+        raise ValueError(f"new keys and values differ: {k.dtype}{k.shape} and {v.dtype}{v.shape}")
+    if k.shape[1] != pools.k.shape[2]:
+        raise ValueError(f"{k.shape[1]} new KV heads for pools of {pools.k.shape[2]}")
+    return _choose(
+        implementation, mosaic.reason_not(pools, k, bits, turned=False),
+        partial(mosaic.kv_write, bits=bits), partial(kv_write_reference, bits=bits),
+        pools, k, v, jnp.asarray(layer, jnp.int32), page_ids, offsets,
+    )  # fmt: skip
+
+
+def rope_kv_write(
+    pools: Pools,
+    qkv: Float[Array, "T M H"],
+    cos: Float[Array, "T F"],
+    sin: Float[Array, "T F"],
+    layer: Int32[Array, ""] | int,
+    page_ids: Int32[Array, " T"],
+    offsets: Int32[Array, " T"],
+    *,
+    bits: int,
+    implementation: str | None = None,
+) -> tuple[Float[Array, "T N H"], Pools]:
+    """RoPE, then ``kv_write``: one kernel from the product of q, k and v to the queries that attention takes.
+
+    Args:
+        qkv: M = N + 2K heads of each token: queries, keys, values, where K is the pools'.
+        cos, sin: float32, the angle of each pair (i, i + H/2), F = H/2.
+        pools, layer, page_ids, offsets, bits, implementation: as in ``kv_write``.
+
+    Returns:
+        The queries after RoPE in the dtype of ``qkv``, and the pools.
+
+    Raises:
+        ValueError: as ``kv_write``, and heads that leave no queries.
+    """
+    _check(pools, qkv.shape[-1], bits, implementation)
+    if qkv.shape[1] <= 2 * pools.k.shape[2]:
         raise ValueError(
-            f"head_dim {new.shape[-1]} at {bits=} takes {stored} values a head, the pool has {pages.shape[-1]}"
+            f"{qkv.shape[1]} heads of q, k and v leave no queries beside pools of {pools.k.shape[2]} KV heads"
         )
-    layer = jnp.asarray(layer, jnp.int32)
-    if bits != 16 and pairs is None:
-        raise ValueError(f"{bits=} needs the pool of (scale, offset) pairs")
-    if implementation == "mosaic":
-        if reason := mosaic.reason_not(pages, new, bits):
-            raise ValueError(f"{implementation=} can't take this call: {reason}")
-        return mosaic.write(pages, None if bits == 16 else pairs, new, layer, page_ids, offsets, bits=bits)
-    if bits == 16 or pairs is None:
-        return scatter_reference(pages, new, layer, page_ids, offsets), None
-    q, pair = quantize_heads(new, bits=bits)
-    return (
-        scatter_reference(pages, q, layer, page_ids, offsets),
-        scatter_reference(pairs, pair, layer, page_ids, offsets),
-    )
+    if 2 * cos.shape[-1] != qkv.shape[-1] or cos.dtype != jnp.float32:
+        raise ValueError(f"cos and sin of {cos.dtype}{cos.shape} must be float32 of half of head_dim {qkv.shape[-1]}")
+    return _choose(
+        implementation, mosaic.reason_not(pools, qkv, bits, turned=True),
+        partial(mosaic.rope_kv_write, bits=bits), partial(rope_kv_write_reference, bits=bits),
+        pools, qkv, cos, sin, jnp.asarray(layer, jnp.int32), page_ids, offsets,
+    )  # fmt: skip

@@ -1,169 +1,201 @@
-"""The KV write on Hopper: a warp quantizes one head of one token in registers and stores it where it belongs.
+"""The KV write on Hopper: one kernel turns queries and keys, quantizes keys and values, and stores them where they belong.
 
-The pools are passed as mutable references, so the kernel writes into them and into nothing else. A thread holds 8 values; the warp
-finds minimum, maximum and (4 bits) the sums of the least-squares line by exchanging values. Division and rounding are those of
-``reference`` as IEEE 754 has them, the offset rounded down, the scale up, halves to even. XLA may multiply by a reciprocal where
-this divides: where a quotient is exact, its scale or integer can be the next one. Sums are added in another order than XLA's.
+A warp takes one head of one token, from load to store, and asks no other warp for anything::
+
+    query   load 8 values a thread, their partners, cos, sin -> turn, round -> store to the output
+    key     the same                                         -> turn, round -> quantize -> store to a page of K
+    value   load                                             ->                quantize -> store to a page of V
+
+RoPE turns value i with value i + H/2: a thread loads its partners too, the second load of the same lines, instead of waiting for
+another thread's. The pools are passed as mutable references, so the kernel writes into them and into nothing else. Without RoPE
+(keys and values come as they are to be stored) the same code does the last two lines.
 """
 
 import functools
+from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from jaxtyping import Array, Float, Int32, Num
+from jaxtyping import Array, Float, Int32
 
 from pallas_kernels import ptx, ptx_sync
 from pallas_kernels.device import reason_not_hopper
+from pallas_kernels.kv_write.reference import Pools
+from pallas_kernels.kv_write.warp_quantize import pack, quantize_warp
 from pallas_kernels.ptx import Int, constant
 from pallas_kernels.ptx_float import Float as Number
-from pallas_kernels.ptx_float import from_half, to_half, to_integer, unpack_pair
+from pallas_kernels.ptx_float import unpack_pair
 
 _EACH = 8
 """Values of a thread: 16 bytes of bfloat16, the widest load."""
 _WARPS = 4
-_LIMIT = 65504.0  # float16's largest
 
 
-def reason_not(pages: Num[Array, "L P K page Hs"], new: Float[Array, "T K H"], bits: int) -> str | None:
-    """Why this kernel can't take a call; None if it can."""
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Sizes of a call. ``heads`` are those of the queries to turn, 0 where keys and values come as they are stored."""
+
+    tokens: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    dtype: str  # bf16 or f16
+    pages: int
+    page_size: int
+    bits: int
+
+    @property
+    def warps(self) -> int:
+        """Heads of all tokens."""
+        return self.tokens * (self.heads + 2 * self.kv_heads)
+
+
+def reason_not(pools: Pools, new: Float[Array, "T N H"], bits: int, *, turned: bool) -> str | None:
+    """Why this kernel can't take a call with these new heads; None if it can. ``turned``: it is to do RoPE."""
     if reason := reason_not_hopper():
         return reason
-    if str(new.dtype) not in ptx.SHORT_NAMES or (bits == 16 and pages.dtype != new.dtype):
+    if str(new.dtype) not in ptx.SHORT_NAMES or (bits == 16 and pools.k.dtype != new.dtype):
         return (
-            f"new tokens of {new.dtype} for pages of {pages.dtype} must be bfloat16 or float16, as pages of 16 bits are"
+            f"new tokens of {new.dtype} for pages of {pools.k.dtype} must be bfloat16 or float16, "
+            "as pages of 16 bits are"
         )
-    if new.shape[-1] % _EACH or new.shape[-1] > 32 * _EACH:
-        return f"head_dim={new.shape[-1]} must be a multiple of {_EACH} up to {32 * _EACH}"
+    multiple = 2 * _EACH if turned else _EACH
+    if new.shape[-1] % multiple or new.shape[-1] > 32 * _EACH:
+        return f"head_dim={new.shape[-1]} must be a multiple of {multiple} up to {32 * _EACH}"
     return None
 
 
-def write(
-    pages: Num[Array, "L P K page Hs"],
-    pairs: Float[Array, "L P K page 2"] | None,
-    new: Float[Array, "T K H"],
+def kv_write(
+    pools: Pools,
+    k: Float[Array, "T K H"],
+    v: Float[Array, "T K H"],
     layer: Int32[Array, ""],
     page_ids: Int32[Array, " T"],
     offsets: Int32[Array, " T"],
     *,
     bits: int,
-) -> tuple[Num[Array, "L P K page Hs"], Float[Array, "L P K page 2"] | None]:
-    """As ``kv_write``, by the kernel; in place where the pools are donated."""
-    pools = [jax.new_ref(pool) for pool in (pages, pairs) if pool is not None]
-    _call(new.shape, ptx.SHORT_NAMES[str(new.dtype)], pages.shape, bits)(
-        new, layer.reshape(1), page_ids, offsets, *pools
-    )
-    written = [jax.freeze(pool) for pool in pools]
-    return written[0], written[1] if pairs is not None else None
+) -> Pools:
+    """As ``kv_write_reference``, by the kernel; in place where the pools are donated."""
+    return _run(pools, (k, v), 0, layer, page_ids, offsets, bits)[1]
+
+
+def rope_kv_write(
+    pools: Pools,
+    qkv: Float[Array, "T M H"],
+    cos: Float[Array, "T F"],
+    sin: Float[Array, "T F"],
+    layer: Int32[Array, ""],
+    page_ids: Int32[Array, " T"],
+    offsets: Int32[Array, " T"],
+    *,
+    bits: int,
+) -> tuple[Float[Array, "T N H"], Pools]:
+    """As ``rope_kv_write_reference``, by the kernel; in place where the pools are donated."""
+    heads = qkv.shape[1] - 2 * pools.k.shape[2]
+    (q,), pools = _run(pools, (qkv, cos, sin), heads, layer, page_ids, offsets, bits)
+    return q, pools
+
+
+def _run(pools: Pools, new: tuple[jax.Array, ...], heads: int, layer, page_ids, offsets, bits: int):
+    """The turned queries (none if ``heads`` is 0), and the pools."""
+    _, pages, kv_heads, page_size, _ = pools.k.shape
+    tokens, _, head_dim = new[0].shape
+    shape = Shape(tokens, heads, kv_heads, head_dim, ptx.SHORT_NAMES[str(new[0].dtype)], pages, page_size, bits)
+    refs = jax.tree.map(jax.new_ref, pools)
+    queries = _call(shape)(*new, layer.reshape(1), page_ids, offsets, *jax.tree.leaves(refs))
+    return queries, jax.tree.map(jax.freeze, refs)
 
 
 @functools.lru_cache(maxsize=256)
-def _call(shape: tuple[int, int, int], dtype: str, pool: tuple[int, ...], bits: int):
+def _call(shape: Shape):
     def kv_write(*refs):
         def emit(*buffers):
-            emit_warp(shape, dtype, pool, bits, [ptx.global_address(b) for b in buffers])
+            emit_warp(shape, [ptx.global_address(b) for b in buffers])
 
         ptx_sync.run_inline(emit, [plgpu.RefType() for _ in refs], *refs)
 
-    return plgpu.kernel(
-        kv_write,
-        out_type=(),
-        grid=(-(-shape[0] * shape[1] // _WARPS),),
-        grid_names=("block",),
-        num_threads=1,
-        thread_name="warpgroup",
-        compiler_params=ptx.compiler_params(),
+    dtype = next(name for name, short in ptx.SHORT_NAMES.items() if short == shape.dtype)
+    queries = jax.ShapeDtypeStruct((shape.tokens, shape.heads, shape.head_dim), jnp.dtype(dtype))
+    return jax.jit(
+        plgpu.kernel(
+            kv_write,
+            out_type=(queries,) if shape.heads else (),
+            grid=(-(-shape.warps // _WARPS),),
+            grid_names=("block",),
+            num_threads=1,
+            thread_name="warpgroup",
+            compiler_params=ptx.compiler_params(),
+        )
     )
 
 
-def emit_warp(shape: tuple[int, int, int], dtype: str, pool: tuple[int, ...], bits: int, addresses: list[Int]) -> None:
-    """The code of a warp; addresses are those of the new tokens, layer, page ids, offsets, pages and, for integers, pairs."""
-    tokens, heads, head_dim = shape
-    _, pages, _, page_size, stored = pool
-    new, layer, page_ids, offsets, values, *pairs = addresses
+def emit_warp(shape: Shape, addresses: list[Int]) -> None:
+    """The code of a warp.
+
+    Args:
+        shape: sizes.
+        addresses: of qkv, cos and sin or else of k and v; of layer, page ids and offsets; of the pools in the order of ``Pools``;
+            of the output if there are queries.
+    """
+    heads, kv_heads, head_dim, bits = shape.heads, shape.kv_heads, shape.head_dim, shape.bits
+    given, row_bytes = 3 if heads else 2, 2 * head_dim
+    new, (layer, page_ids, offsets, k_pool, v_pool, *rest) = addresses[:given], addresses[given:]
     thread = ptx.thread_index()
     lane, number = thread % 32, ptx.block_index() * _WARPS + thread // 32
-    token = number // heads
-    with ptx_sync.when(number < tokens * heads):
-        page, place = (ptx.load_global(base + token.wide() * 4) for base in (page_ids, offsets))
+    token, head = number // (heads + 2 * kv_heads), number % (heads + 2 * kv_heads)
+    kv_head, of_values = (head - heads) % kv_heads, constant(heads + kv_heads - 1) < head
+    with ptx_sync.when(number < shape.warps):
+        page, place, layer = (ptx.load_global(a) for a in (_entry(page_ids, token), _entry(offsets, token), layer))
         # Threads past the head's end repeat its last values: minimum and maximum stay what they are.
-        part = ptx_sync.minimum(lane, head_dim // _EACH - 1)
-        mine = lane < head_dim // _EACH
-        words = ptx_sync.load_global_words(new + number.wide() * (2 * head_dim) + part.wide() * (2 * _EACH), 4)
-        page_head = (ptx.load_global(layer).wide() * pages + page.wide()) * heads + (number % heads).wide()
-        row = page_head * page_size + place.wide()
-        with ptx_sync.when(page < pages):
+        part, mine = ptx_sync.minimum(lane, head_dim // _EACH - 1), lane < head_dim // _EACH
+        column = part.wide() * (2 * _EACH)
+        if heads:
+            words = _turn(shape, new, number, token, part, of_values)
+            with ptx_sync.when(ptx_sync.both(mine, head < heads)):
+                ptx_sync.store_global(rest[-1] + (token * heads + head).wide() * row_bytes + column, *words)
+            kept = ptx_sync.both(constant(heads - 1) < head, page < shape.pages)
+        else:
+            base = new[1].select(of_values, new[0]) + (token * kv_heads + kv_head).wide() * row_bytes
+            words, kept = ptx_sync.load_global_words(base + column, 4), page < shape.pages
+        row = ((layer.wide() * shape.pages + page.wide()) * kv_heads + kv_head.wide()) * shape.page_size + place.wide()
+        pool = v_pool.select(of_values, k_pool)
+        with ptx_sync.when(kept):
             if bits == 16:
                 with ptx_sync.when(mine):
-                    ptx_sync.store_global(values + row * (2 * head_dim) + part.wide() * (2 * _EACH), *words)
+                    ptx_sync.store_global(pool + row * row_bytes + column, *words)
                 return
-            x = [v for word in words for v in unpack_pair(word, dtype)]
-            integers, pair = _quantize(x, bits, mine, head_dim)
+            x = [v for word in words for v in unpack_pair(word, shape.dtype)]
+            integers, pair = quantize_warp(x, bits, mine, head_dim)
             with ptx_sync.when(mine):
-                packed = _pack(integers, bits)
-                ptx_sync.store_global(values + row * stored + part.wide() * (_EACH * bits // 8), *packed)
+                stored = part.wide() * (_EACH * bits // 8)
+                ptx_sync.store_global(pool + row * (head_dim * bits // 8) + stored, *pack(integers, bits))
             with ptx_sync.when(ptx_sync.equal(lane, 0)):
-                ptx_sync.store_global(pairs[0] + row * 4, pair)
+                ptx_sync.store_global(rest[1].select(of_values, rest[0]) + row * 4, pair)
 
 
-def _quantize(x: list[Number], bits: int, mine, head_dim: int) -> tuple[list[Int], Int]:
-    """This thread's integers and the word of the head's (scale, offset)."""
-    top = float(2**bits - 1)
-    low, high = functools.reduce(Number.min, x), functools.reduce(Number.max, x)
-    for mask in (1, 2, 4, 8, 16):
-        low, high = low.min(low.from_lane_xor(mask)), high.max(high.from_lane_xor(mask))
-    offset_bits = to_half(_clip(low), "rm")
-    offset = from_half(offset_bits)
-    scale_bits = to_half(_clip((high - offset).divide(Number(top))), "rp")
-    scale = from_half(scale_bits)
-    divisor = Number(1.0).select(ptx_sync.equal(scale_bits & 0x7FFF, 0), scale)
-    levels = [((v - offset).divide(divisor)).max(Number(0.0)).min(Number(top)) for v in x]
-    integers = [to_integer(v) for v in levels]
-    pair = scale_bits + offset_bits * 65536
-    if bits == 4:
-        pair = _least_squares(x, integers, (scale, offset), pair, mine, head_dim)
-    return integers, pair
+def _entry(array: Int, index: Int) -> Int:
+    """Address of a 32-bit entry."""
+    return array + index.wide() * 4
 
 
-def _least_squares(x, integers, kept, pair: Int, mine, head_dim: int) -> Int:
-    """The line of least squares over the integers, or ``pair`` (numbers in ``kept``) where that is no better."""
-    levels = [Number(ptx.as_float(i + 0x4B000000)) - 8388608.0 for i in integers]  # 2 ** 23 + i, exactly
-
-    def total(values: list[Number]) -> Number:
-        sum_ = functools.reduce(lambda a, b: a + b, values).select(mine, 0.0)
-        for mask in (1, 2, 4, 8, 16):
-            sum_ = sum_ + sum_.from_lane_xor(mask)
-        return sum_
-
-    count = Number(float(head_dim))
-    level, value = total(levels).divide(count), total(x).divide(count)
-    spread = total([(q - level) * (q - level) for q in levels])
-    slope = total([(q - level) * (v - value) for q, v in zip(levels, x, strict=True)])
-    slope = slope.divide(spread.select(spread > 0.0, 1.0))
-    scale_bits = to_half(_clip(slope), "rn")
-    scale = from_half(scale_bits)
-    offset_bits = to_half(_clip(value - scale * level), "rn")
-    offset = from_half(offset_bits)
-
-    def error(scale: Number, offset: Number) -> Number:
-        differences = [q * scale + offset - v for q, v in zip(levels, x, strict=True)]
-        return total([d * d for d in differences])
-
-    # Not a number compares false.
-    better = error(*kept) > error(scale, offset)
-    return (scale_bits + offset_bits * 65536).select(better, pair)
-
-
-def _clip(x: Number) -> Number:
-    return x.max(Number(-_LIMIT)).min(Number(_LIMIT))
-
-
-def _pack(integers: list[Int], bits: int) -> list[Int]:
-    """Into words, the first value lowest."""
-    each = 32 // bits
-    words = []
-    for start in range(0, len(integers), each):
-        word = constant(0)
-        for i, integer in enumerate(integers[start : start + each]):
-            word = word + integer * (1 << bits * i)
-        words.append(word)
-    return words
+def _turn(shape: Shape, new: list[Int], number: Int, token: Int, part: Int, of_values) -> list[Int]:
+    """This thread's words of one head of qkv, after RoPE where it is a query or a key."""
+    qkv, cos, sin = new
+    parts = shape.head_dim // _EACH
+    row = qkv + number.wide() * (2 * shape.head_dim)
+    own, partner = (
+        ptx_sync.load_global_words(row + p.wide() * (2 * _EACH), 4) for p in (part, (part + parts // 2) % parts)
+    )
+    angle = (token * (parts // 2) + part % (parts // 2)).wide() * (4 * _EACH)
+    cosines, sines = (
+        [Number(ptx.as_float(w)) for i in (0, 16) for w in ptx_sync.load_global_words(table + angle + i, 4)]
+        for table in (cos, sin)
+    )
+    first_half = part < parts // 2
+    x, y = ([v for word in words for v in unpack_pair(word, shape.dtype)] for words in (own, partner))
+    turned = []
+    for value, other, c, s in zip(x, y, cosines, sines, strict=True):
+        turned.append(value * c + other * (s * -1.0).select(first_half, s))
+    words = [ptx.pack_pair(a.value, b.value, shape.dtype) for a, b in zip(turned[::2], turned[1::2], strict=True)]
+    return [word.select(of_values, turned_word) for word, turned_word in zip(own, words, strict=True)]

@@ -1,8 +1,28 @@
-"""The contract of the KV write: per-token, per-head asymmetric quantization, then a scatter into pages."""
+"""The contract of the KV write: RoPE, per-token and per-head asymmetric quantization, then a scatter into pages."""
+
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Float16, Int32, Num, UInt8
+
+
+class Pools(NamedTuple):
+    """Pages of keys and of values and, for 8 and 4 bits, their (scale, offset) pairs."""
+
+    k: Num[Array, "L P K page Hs"]
+    v: Num[Array, "L P K page Hs"]
+    k_pairs: Float[Array, "L P K page 2"] | None = None
+    v_pairs: Float[Array, "L P K page 2"] | None = None
+
+
+def apply_rotation(
+    x: Float[Array, "T N H"], cos: Float[Array, "T F"], sin: Float[Array, "T F"]
+) -> Float[Array, "T N H"]:
+    """Turns each pair (x[i], x[i + H/2]) by its angle, in float32; the result has x's dtype."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos, sin = cos[:, None, :], sin[:, None, :]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
 def quantize_heads(x: Float[Array, "T K H"], *, bits: int) -> tuple[UInt8[Array, "T K Hs"], Float16[Array, "T K 2"]]:
@@ -90,3 +110,45 @@ def scatter_reference(
     """Put row t at ``pages[layer, page_ids[t], :, offsets[t]]``; rows whose page id is P (padding) are dropped."""
     layers = lax.broadcast(layer, page_ids.shape)
     return pages.at[layers, page_ids, :, offsets].set(new.astype(pages.dtype), mode="drop")
+
+
+def kv_write_reference(
+    pools: Pools,
+    k: Float[Array, "T K H"],
+    v: Float[Array, "T K H"],
+    layer: Int32[Array, ""],
+    page_ids: Int32[Array, " T"],
+    offsets: Int32[Array, " T"],
+    *,
+    bits: int,
+) -> Pools:
+    """Quantize and store keys and values as they are."""
+
+    def write(pages, pairs, new):
+        if bits == 16:
+            return scatter_reference(pages, new, layer, page_ids, offsets), None
+        q, pair = quantize_heads(new, bits=bits)
+        stored = scatter_reference(pages, q, layer, page_ids, offsets)
+        return stored, scatter_reference(pairs, pair, layer, page_ids, offsets)
+
+    (new_k, k_pairs), (new_v, v_pairs) = write(pools.k, pools.k_pairs, k), write(pools.v, pools.v_pairs, v)
+    return Pools(new_k, new_v, k_pairs, v_pairs)
+
+
+def rope_kv_write_reference(
+    pools: Pools,
+    qkv: Float[Array, "T M H"],
+    cos: Float[Array, "T F"],
+    sin: Float[Array, "T F"],
+    layer: Int32[Array, ""],
+    page_ids: Int32[Array, " T"],
+    offsets: Int32[Array, " T"],
+    *,
+    bits: int,
+) -> tuple[Float[Array, "T N H"], Pools]:
+    """Turn queries and keys, then ``kv_write_reference``; returns the queries and the pools."""
+    kv_heads = pools.k.shape[2]
+    heads = qkv.shape[1] - 2 * kv_heads
+    q, k, v = jnp.split(qkv, (heads, heads + kv_heads), axis=1)
+    q, k = apply_rotation(q, cos, sin), apply_rotation(k, cos, sin)
+    return q, kv_write_reference(pools, k, v, layer, page_ids, offsets, bits=bits)

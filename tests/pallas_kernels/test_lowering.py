@@ -11,7 +11,7 @@ from jaxdeploy.cache.kv_pages import KVPages
 from jaxdeploy.config.model import ModelConfig
 from jaxdeploy.engine.batch import StepLayout
 from jaxdeploy.engine.buckets import Bucket
-from jaxdeploy.engine.step import run_model, run_sampler
+from jaxdeploy.engine.step import Scores, run_model, run_sampler
 from jaxdeploy.model.decoder import Decoder, describe_parameters
 from jaxdeploy.sampling.extent import Extent
 from jaxdeploy.sampling.slots import SlotState
@@ -19,7 +19,8 @@ from jaxdeploy.weights.tiled_tensor import tile_weights
 from pallas_kernels.int4_matmul import cases as matmul_cases
 from pallas_kernels.int4_matmul.api import int4_matmul, int4_matmul_tiles
 from pallas_kernels.int4_matmul.tiles import groups_per_tile, padded
-from pallas_kernels.kv_write.api import kv_write
+from pallas_kernels.kv_write.api import kv_write, rope_kv_write
+from pallas_kernels.kv_write.reference import Pools
 from pallas_kernels.paged_attention import cases as attention_cases
 from pallas_kernels.paged_attention.api import paged_decode, paged_prefill
 from pallas_kernels.paged_attention.reference import Pages
@@ -35,7 +36,7 @@ def ints(*shape: int) -> jax.ShapeDtypeStruct:
 
 def lower_for_cuda(function, *arguments, donate: tuple[int, ...] = ()) -> str:
     """The module's text; raises if anything in it has no lowering for CUDA."""
-    traced = jax.jit(function, donate_argnums=donate).trace(*arguments)
+    traced = jax.jit(function, donate_argnums=donate, keep_unused=True).trace(*arguments)
     return traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
@@ -102,10 +103,18 @@ def test_paged_attention(case):
 @pytest.mark.parametrize("tokens", [1, TOKENS])
 @pytest.mark.parametrize("case", attention_cases.CASES, ids=case_id)
 def test_kv_write(case, tokens):
+    values, pairs = pool(case)
+    pools, places = Pools(values, values, pairs, pairs), (ints(), ints(tokens), ints(tokens))
     new = struct((tokens, case.kv_heads, case.head_dim), jnp.bfloat16)
-    arguments = (*pool(case), new, ints(), ints(tokens), ints(tokens))
-    text = lower_for_cuda(partial(kv_write, bits=case.bits), *arguments, donate=(0, 1))
-    assert text.count("tf.aliasing_output") == (1 if case.bits == 16 else 2), "pools are updated in place"
+    qkv = struct((tokens, case.heads + 2 * case.kv_heads, case.head_dim), jnp.bfloat16)
+    angles = struct((tokens, case.head_dim // 2), jnp.float32)
+    for text in (
+        lower_for_cuda(partial(kv_write, bits=case.bits), pools, new, new, *places, donate=(0,)),
+        lower_for_cuda(partial(rope_kv_write, bits=case.bits), pools, qkv, angles, angles, *places, donate=(0,)),
+    ):
+        assert text.count("@mosaic_gpu_v2") == 1, "one kernel, not the reference"
+        assert text.count("tf.aliasing_output") == (2 if case.bits == 16 else 4), "pools are updated in place"
+    assert f"-> (tensor<{tokens}x{case.heads}x{case.head_dim}xbf16>" in text, "with RoPE it returns the queries"
 
 
 LLAMA_3_8B = {
@@ -141,16 +150,18 @@ def test_step_of_llama_3_8b(quantization, quant_policy, bucket):
     create = partial(KVPages.create, config, PAGES, quant_policy=quant_policy, dtype="bfloat16")
     pages, state = jax.eval_shape(create), jax.eval_shape(partial(SlotState.create, slots + 1, config.vocab_size))
     layout = StepLayout(bucket, table_width=WIDTH, padding_slot=slots)
+    scores = jax.eval_shape(lambda: Scores.create(bucket.sampler_rows, config.vocab_size))
     step = partial(run_model, Decoder(config, "bfloat16"), layout)
-    text = lower_for_cuda(step, params, pages, state.last_token, ints(layout.size), donate=(1,))
-    assert text.count("tf.aliasing_output") == len(jax.tree.leaves(pages)), "pages are updated in place"
+    text = lower_for_cuda(step, params, pages, scores, state.last_token, ints(layout.size), donate=(1, 2))
+    assert text.count("tf.aliasing_output") == len(jax.tree.leaves((pages, scores))), "both are updated in place"
+    assert "stablehlo.scatter" not in text, "the kernel writes, not the reference"
 
 
 @pytest.mark.parametrize("extent", Extent)
 def test_sampler_of_llama_3_8b(extent):
     state = jax.eval_shape(partial(SlotState.create, 129, 128256))
-    logits = jax.ShapeDtypeStruct((64, 128256), jnp.float32)
-    text = lower_for_cuda(partial(run_sampler, extent), state, logits, ints(3, 64), donate=(0,))
+    scores = jax.eval_shape(lambda: Scores.create(64, 128256))
+    text = lower_for_cuda(partial(run_sampler, extent), state, scores, donate=(0,))
     assert text.count("tf.aliasing_output") == len(jax.tree.leaves(state)), "the state is updated in place"
     branches = text.count("stablehlo.case")
     assert (branches > 0) == (extent is Extent.ALL), "a branch makes the host wait: only what is rare has any"

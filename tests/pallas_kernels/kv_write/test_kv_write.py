@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.kv_write.api import kv_write
-from pallas_kernels.kv_write.reference import dequantize_heads, quantize_heads
+from pallas_kernels.kv_write.api import kv_write, rope_kv_write
+from pallas_kernels.kv_write.reference import Pools, apply_rotation, dequantize_heads, quantize_heads
 
 LAYERS, PAGES, HEADS, PAGE, H = 2, 5, 3, 4, 16
 
@@ -14,12 +14,13 @@ quantize = jax.jit(quantize_heads, static_argnames="bits")
 dequantize = jax.jit(dequantize_heads, static_argnames="bits")
 
 
-def empty_pool(bits: int, dtype: str = "float32"):
-    """A pool filled with 7s, so that a write to a wrong place shows."""
+def empty_pools(bits: int, dtype: str = "float32") -> Pools:
+    """Pools filled with 7s and 9s, so that a write to a wrong place shows."""
     lead = (LAYERS, PAGES, HEADS, PAGE)
     if bits == 16:
-        return jnp.full((*lead, H), 7, dtype), None
-    return jnp.full((*lead, H * bits // 8), 7, jnp.uint8), jnp.full((*lead, 2), 7, jnp.float16)
+        return Pools(jnp.full((*lead, H), 7, dtype), jnp.full((*lead, H), 9, dtype))
+    k, v = (jnp.full((*lead, H * bits // 8), fill, jnp.uint8) for fill in (7, 9))
+    return Pools(k, v, *(jnp.full((*lead, 2), fill, jnp.float16) for fill in (7, 9)))
 
 
 def heads(kind: str) -> np.ndarray:
@@ -105,59 +106,93 @@ def test_int4_puts_the_even_value_in_the_low_nibble():
     np.testing.assert_array_equal(q[0, 0], [2 * j + 16 * (2 * j + 1) for j in range(H // 2)])
 
 
+# Two pages out of order, the last offset of a page, and two rows of padding (page id = number of pages).
+PAGE_IDS, OFFSETS = np.array([3, 3, 0, PAGES, 4, PAGES], np.int32), np.array([2, 3, 0, 0, 1, 3], np.int32)
+
+
+def written(pools: Pools, k, v, bits: int) -> Pools:
+    """``pools`` with the tokens of PAGE_IDS in layer 1, by loops in numpy."""
+    result = jax.tree.map(lambda pool: np.array(pool), pools)
+    for new, values, pairs in ((k, result.k, result.k_pairs), (v, result.v, result.v_pairs)):
+        stored, stored_pairs = (np.asarray(new), None) if bits == 16 else quantize(new, bits=bits)
+        for token in (0, 1, 2, 4):
+            values[1, PAGE_IDS[token], :, OFFSETS[token]] = stored[token]
+            if stored_pairs is not None:
+                pairs[1, PAGE_IDS[token], :, OFFSETS[token]] = stored_pairs[token]
+    return result
+
+
 @pytest.mark.parametrize("bits", [16, 8, 4])
 def test_writes_its_tokens_and_nothing_else(bits):
-    pages, pairs = empty_pool(bits)
-    before, before_pairs = np.asarray(pages).copy(), None if pairs is None else np.asarray(pairs).copy()
-    new = heads("normal")[:6]
-    # Two pages out of order, the last offset of a page, and two rows of padding (page id = number of pages).
-    page_ids, offsets = np.array([3, 3, 0, PAGES, 4, PAGES], np.int32), np.array([2, 3, 0, 0, 1, 3], np.int32)
-    write = jax.jit(partial(kv_write, bits=bits), donate_argnums=(0, 1))
-    after, after_pairs = write(pages, pairs, new, jnp.int32(1), page_ids, offsets)
-    stored, stored_pairs = (new, None) if bits == 16 else quantize(new, bits=bits)
-    for token in (0, 1, 2, 4):
-        before[1, page_ids[token], :, offsets[token]] = stored[token]
-        if before_pairs is not None and stored_pairs is not None:
-            before_pairs[1, page_ids[token], :, offsets[token]] = stored_pairs[token]
-    np.testing.assert_array_equal(after, before)
-    if before_pairs is None:
-        assert after_pairs is None
-    else:
-        np.testing.assert_array_equal(after_pairs, before_pairs)
+    pools, k, v = empty_pools(bits), heads("normal")[:6], heads("outlier")[6:12]
+    expected = written(pools, k, v, bits)
+    write = jax.jit(partial(kv_write, bits=bits), donate_argnums=0)
+    after = write(pools, k, v, jnp.int32(1), PAGE_IDS, OFFSETS)
+    jax.tree.map(np.testing.assert_array_equal, after, expected)
+
+
+@pytest.mark.parametrize("bits", [16, 8, 4])
+def test_with_rope_it_turns_queries_and_keys_and_not_values(bits):
+    pools, qkv = empty_pools(bits), np.concatenate([heads("normal")[i : i + 6] for i in range(0, 24, 6)], axis=1)
+    angles = np.random.default_rng(1).uniform(-3, 3, (6, H // 2)).astype(np.float32)
+    cos, sin = np.cos(angles), np.sin(angles)
+    turn = jax.jit(apply_rotation)
+    q, k, v = turn(qkv[:, : -2 * HEADS], cos, sin), turn(qkv[:, -2 * HEADS : -HEADS], cos, sin), qkv[:, -HEADS:]
+    expected = written(pools, k, v, bits)
+    write = jax.jit(partial(rope_kv_write, bits=bits), donate_argnums=0)
+    queries, after = write(pools, qkv, cos, sin, jnp.int32(1), PAGE_IDS, OFFSETS)
+    assert queries.shape == (6, 2 * HEADS, H)
+    np.testing.assert_array_equal(queries, q)
+    jax.tree.map(np.testing.assert_array_equal, after, expected)
 
 
 @pytest.mark.parametrize(("bits", "dtype"), [(16, "float32"), (16, "bfloat16"), (8, "float32"), (4, "float32")])
-def test_donated_pool_is_written_in_place(bits, dtype):
-    lead = (LAYERS, 256, HEADS, 64)
-    pool = jax.ShapeDtypeStruct((*lead, H * min(bits, 8) // 8), dtype if bits == 16 else jnp.uint8)
-    pairs = None if bits == 16 else jax.ShapeDtypeStruct((*lead, 2), jnp.float16)
-    new, place = jax.ShapeDtypeStruct((4, HEADS, H), dtype), jax.ShapeDtypeStruct((4,), jnp.int32)
-    layer = jax.ShapeDtypeStruct((), jnp.int32)
-    write = jax.jit(partial(kv_write, bits=bits), donate_argnums=(0, 1))
-    memory = write.lower(pool, pairs, new, layer, place, place).compile().memory_analysis()
-    assert memory.alias_size_in_bytes >= pool.size * pool.dtype.itemsize
+def test_donated_pools_are_written_in_place(bits, dtype):
+    lead, struct = (LAYERS, 256, HEADS, 64), jax.ShapeDtypeStruct
+    pool = struct((*lead, H * min(bits, 8) // 8), dtype if bits == 16 else jnp.uint8)
+    pairs = None if bits == 16 else struct((*lead, 2), jnp.float16)
+    new, place = struct((4, HEADS, H), dtype), struct((4,), jnp.int32)
+    write = jax.jit(partial(kv_write, bits=bits), donate_argnums=0)
+    lowered = write.lower(Pools(pool, pool, pairs, pairs), new, new, struct((), jnp.int32), place, place)
+    memory = lowered.compile().memory_analysis()
+    assert memory.alias_size_in_bytes >= 2 * pool.size * pool.dtype.itemsize
     assert memory.temp_size_in_bytes < 2**14
 
 
 def test_pool_of_16_bits_keeps_its_dtype():
-    pages, _ = empty_pool(16, "bfloat16")
     new, place = jnp.full((1, HEADS, H), 1 / 3, jnp.float32), jnp.zeros(1, jnp.int32)
-    after, _ = kv_write(pages, None, new, jnp.int32(0), place, place, bits=16)
-    assert after.dtype == jnp.bfloat16
-    assert after[0, 0, 0, 0, 0] == jnp.bfloat16(1 / 3)
+    after = kv_write(empty_pools(16, "bfloat16"), new, -new, 0, place, place, bits=16)
+    assert after.k.dtype == after.v.dtype == jnp.bfloat16
+    assert after.k[0, 0, 0, 0, 0] == -after.v[0, 0, 0, 0, 0] == jnp.bfloat16(1 / 3)
 
 
 @pytest.mark.parametrize(
-    ("pool_bits", "bits", "with_pairs", "message"),
+    ("pool_bits", "bits", "changes", "message"),
     [
-        (16, 2, True, r"bits=2 must be one of \(16, 8, 4\)"),
-        (8, 4, True, r"head_dim 16 at bits=4 takes 8 values a head, the pool has 16"),
-        (4, 8, True, r"head_dim 16 at bits=8 takes 16 values a head, the pool has 8"),
-        (8, 8, False, r"bits=8 needs the pool of \(scale, offset\) pairs"),
+        (16, 2, {}, r"bits=2 must be one of \(16, 8, 4\)"),
+        (8, 4, {}, r"head_dim 16 at bits=4 takes 8 values a head, the pool has 16"),
+        (4, 8, {}, r"head_dim 16 at bits=8 takes 16 values a head, the pool has 8"),
+        (8, 8, {"v_pairs": None}, r"bits=8 needs the pools of \(scale, offset\) pairs"),
+        (16, 16, {"k_pairs": jnp.zeros(())}, "bits=16 stores no"),
+        (16, 16, {"v": jnp.zeros((1, 1, 1, 1, 1))}, r"K and V pools differ: \(2, 5, 3, 4, 16\) and \(1, 1, 1, 1, 1\)"),
     ],
 )
-def test_errors_name_the_values(pool_bits, bits, with_pairs, message):
-    pages, pairs = empty_pool(pool_bits)
-    place = jnp.zeros(1, jnp.int32)
+def test_errors_name_the_values(pool_bits, bits, changes, message):
+    pools, place, new = empty_pools(pool_bits)._replace(**changes), jnp.zeros(1, jnp.int32), jnp.zeros((1, HEADS, H))
     with pytest.raises(ValueError, match=message):
-        kv_write(pages, pairs if with_pairs else None, jnp.zeros((1, HEADS, H)), jnp.int32(0), place, place, bits=bits)
+        kv_write(pools, new, new, 0, place, place, bits=bits)
+
+
+def test_errors_of_new_heads_name_the_values():
+    pools, place, new = empty_pools(16), jnp.zeros(1, jnp.int32), jnp.zeros((1, HEADS, H))
+    angles = jnp.zeros((1, H // 2))
+    with pytest.raises(ValueError, match=r"new keys and values differ: float32\(1, 3, 16\) and bfloat16"):
+        kv_write(pools, new, new.astype("bfloat16"), 0, place, place, bits=16)
+    with pytest.raises(ValueError, match="2 new KV heads for pools of 3"):
+        kv_write(pools, new[:, 1:], new[:, 1:], 0, place, place, bits=16)
+    with pytest.raises(ValueError, match="6 heads of q, k and v leave no queries beside pools of 3 KV heads"):
+        rope_kv_write(pools, jnp.zeros((1, 6, H)), angles, angles, 0, place, place, bits=16)
+    with pytest.raises(ValueError, match=r"cos and sin of float32\(1, 4\) must be float32 of half of head_dim 16"):
+        rope_kv_write(pools, jnp.zeros((1, 7, H)), angles[:, :4], angles[:, :4], 0, place, place, bits=16)
+    with pytest.raises(ValueError, match="implementation='cuda' is unknown"):
+        kv_write(pools, new, new, 0, place, place, bits=16, implementation="cuda")
