@@ -82,8 +82,8 @@ class Decoder(nn.Module):
         x = jnp.take(self.embedding, inputs.tokens, axis=0, mode="clip")
         layer_ids = jnp.arange(c.num_layers, dtype=jnp.int32)
         windows = jnp.asarray(c.sliding_windows, jnp.int32)
-        (x, pages), _ = self.layers((x, pages), layer_ids, windows, step)
-        return self.norm(x), pages
+        (x, delta, pages), _ = self.layers((x, jnp.zeros_like(x), pages), layer_ids, windows, step)
+        return self.norm.after_add(x, delta)[1], pages
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Scores of the next token, float32."""

@@ -141,7 +141,10 @@ class MLP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Body of the scan over layers: carries activations and the page pool, reads its weights by layer number."""
+    """Body of the scan over layers: carries activations and the page pool, reads its weights by layer number.
+
+    Activations are (x, delta): what this layer's MLP made is left for the next norm to add, for both are one kernel.
+    """
 
     config: ModelConfig
     dtype: str
@@ -149,20 +152,19 @@ class DecoderLayer(nn.Module):
     @nn.compact
     def __call__(
         self,
-        carry: tuple[Float[Array, "T D"], KVPages],
+        carry: tuple[Float[Array, "T D"], Float[Array, "T D"], KVPages],
         layer: Int32[Array, ""],
         window: Int32[Array, ""],
         step: StepContext,
-    ) -> tuple[tuple[Float[Array, "T D"], KVPages], None]:
+    ) -> tuple[tuple[Float[Array, "T D"], Float[Array, "T D"], KVPages], None]:
         """One layer; ``window`` is 0 for full attention."""
-        x, pages = carry
+        x, delta, pages = carry
         c = self.config
 
         def norm(module: str, name: str) -> RMSNorm:
             return RMSNorm(PREFIX + module, c.hidden_size, c.rms_norm_eps, self.dtype, c.num_layers, name=name)
 
-        normed = norm("input_layernorm", "attention_norm")(x, layer)
+        x, normed = norm("input_layernorm", "attention_norm").after_add(x, delta, layer)
         attended, pages = Attention(c, self.dtype, name="attention")(normed, pages, layer, window, step)
-        x = x + attended
-        x = x + MLP(c, self.dtype, name="mlp")(norm("post_attention_layernorm", "mlp_norm")(x, layer), layer)
-        return (x, pages), None
+        x, normed = norm("post_attention_layernorm", "mlp_norm").after_add(x, attended, layer)
+        return (x, MLP(c, self.dtype, name="mlp")(normed, layer), pages), None

@@ -1,4 +1,4 @@
-"""Root-mean-square norm (arXiv:1910.07467)."""
+"""Root-mean-square norm (arXiv:1910.07467), by itself and with the residual add before it."""
 
 from typing import Any
 
@@ -8,13 +8,10 @@ from jax import lax
 from jaxtyping import Array, Float, Int32
 
 from jaxdeploy.model.parameter import Source, described
+from pallas_kernels.rms_norm.api import add_rms_norm
+from pallas_kernels.rms_norm.reference import rms_norm
 
-
-def rms_norm(x: Float[Array, "*B D"], weight: Float[Array, " D"], eps: float) -> Float[Array, "*B D"]:
-    """``x / sqrt(mean(x^2) + eps) * weight``; the mean in float32, the product in the dtype of x, as Hugging Face does."""
-    wide = x.astype(jnp.float32)
-    wide = wide * lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
-    return wide.astype(x.dtype) * weight
+__all__ = ["RMSNorm", "rms_norm"]
 
 
 class RMSNorm(nn.Module):
@@ -26,13 +23,24 @@ class RMSNorm(nn.Module):
     dtype: str
     layers: int | None = None
 
-    @nn.compact
-    def __call__(self, x: Float[Array, "*B D"], layer: Int32[Array, ""] | None = None) -> Float[Array, "*B D"]:
-        """Normalize the last axis, with one layer's weight if there are several."""
+    def setup(self):
+        """Declare the weight."""
         stacked = self.layers is not None
         source = Source((self.module,), "weight", ("layer", "norm") if stacked else ("norm",), stacked)
         shape = (self.layers, self.size) if stacked else (self.size,)
-        weight: Any = self.param("weight", described(nn.initializers.ones, source), shape, jnp.dtype(self.dtype))
-        if stacked:
+        self.weight: Any = self.param("weight", described(nn.initializers.ones, source), shape, jnp.dtype(self.dtype))
+
+    def __call__(self, x: Float[Array, "*B D"], layer: Int32[Array, ""] | None = None) -> Float[Array, "*B D"]:
+        """Normalize the last axis, with one layer's weight if there are several."""
+        weight = self.weight
+        if layer is not None:
             weight = lax.dynamic_index_in_dim(weight, layer, 0, keepdims=False)
         return rms_norm(x, weight, self.eps)
+
+    def after_add(
+        self, x: Float[Array, "T D"], delta: Float[Array, "T D"], layer: Int32[Array, ""] | None = None
+    ) -> tuple[Float[Array, "T D"], Float[Array, "T D"]]:
+        """``x + delta`` and its norm: one kernel in a decode step on a GPU."""
+        if layer is None:
+            return add_rms_norm(x, delta, self.weight[None], 0, eps=self.eps)
+        return add_rms_norm(x, delta, self.weight, layer, eps=self.eps)
