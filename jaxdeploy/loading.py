@@ -22,7 +22,7 @@ from jaxdeploy.engine.request import TokenLogprobs
 from jaxdeploy.engine.runner import EngineRunner
 from jaxdeploy.engine.scoring import Scorer
 from jaxdeploy.kv_rotation import fit_rotation, with_rotation
-from jaxdeploy.lite.head import with_int4_head
+from jaxdeploy.lite.head import with_rounded_head
 from jaxdeploy.model.decoder import Decoder
 from jaxdeploy.text.chat_template import ChatTemplate
 from jaxdeploy.text.chat_template_choice import choose_chat_template
@@ -108,8 +108,7 @@ def load_engine(
         limits = Limits.resolve(options, config, platform=jax.devices()[0].platform)
         report = (lambda done, total: progress("load", done, total)) if progress else None
         params = load_parameters(checkpoint, limits.dtype, progress=report)
-        if options.lm_head_bits == 4:
-            params = with_int4_head(params, tied=config.tie_word_embeddings)
+        params = with_rounded_head(params, bits=options.lm_head_bits, tied=config.tie_word_embeddings)
         params = fit_rotation(Decoder(config, limits.dtype), params, tokenizer)
         defaults = _generation_defaults(checkpoint.directory)
     ends = template.stop_ids(tokenizer)

@@ -33,9 +33,10 @@ from engine_bench.lengths import DISTRIBUTIONS, jobs
 from engine_bench.shapes import SHAPES, WEIGHTS, SilentTokenizer, model_config
 from engine_bench.start import cold_and_warm, process_age
 
-from jaxdeploy.config.engine import EngineConfig
+from jaxdeploy.config.engine import LM_HEAD_BITS, EngineConfig
 from jaxdeploy.engine.engine import Engine
 from jaxdeploy.engine.limits import Limits
+from jaxdeploy.lite.head import with_rounded_head
 from jaxdeploy.model.decoder import random_parameters
 
 MEASURES = ("decode", "prefill", "load", "stall", "mixed", "start", "first-token")
@@ -48,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--weights", default="bf16", choices=WEIGHTS)
     options.add_argument("--group-size", type=int, default=128, help="of w4a16")
     options.add_argument("--quant-policy", type=int, default=0, choices=(0, 8, 4))
+    options.add_argument("--lm-head-bits", type=int, default=16, choices=LM_HEAD_BITS)
     options.add_argument("--measure", default="decode,prefill", help=f"with commas: {', '.join(MEASURES)}")
     options.add_argument("--concurrency", default=[1, 16, 64], type=_numbers, help="with commas; default 1,16,64")
     options.add_argument("--prompt", type=int, default=512)
@@ -82,7 +84,9 @@ def build(options: argparse.Namespace) -> tuple[Engine, dict[str, float]]:
     config = model_config(options.shape, options.weights, group_size=options.group_size)
     runtime.set_compile_cache(options.compile_cache)
     begun = time.perf_counter()
-    params = jax.block_until_ready(jax.device_put(random_parameters(config, config.dtype), device))
+    params = jax.device_put(random_parameters(config, config.dtype), device)
+    params = with_rounded_head(params, bits=options.lm_head_bits, tied=config.tie_word_embeddings)
+    jax.block_until_ready(params)
     phases["random weights"] = time.perf_counter() - begun
     longest = max(options.prompt + options.new, *(length + 8 for length in options.prefill))
     engine_options = EngineConfig(
@@ -119,6 +123,8 @@ def run(options: argparse.Namespace, wanted: list[str]) -> dict[str, Any]:
             str(options.cache_max_entry_count),
             "--group-size",
             str(options.group_size),
+            "--lm-head-bits",
+            str(options.lm_head_bits),
         ]
         report["device"], report["start"] = cold_and_warm(Path(__file__), shape)
         for row in report["start"]:

@@ -59,7 +59,7 @@ LmHeadBits = Annotated[
     typer.Option(
         "--lm-head-bits",
         metavar="|".join(map(str, LM_HEAD_BITS)),
-        help="Bits of the output matrix; 4 rounds it when it is loaded.",
+        help="Bits of the output matrix; 8 and 4 round it when it is loaded.",
         rich_help_panel=_PANEL,
     ),
 ]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from jaxdeploy.errors import ConfigError
 
 QUANT_POLICIES = (0, 8, 4)
-LM_HEAD_BITS = (16, 4)
+LM_HEAD_BITS = (16, 8, 4)
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 MODEL_FORMATS = ("hf", "awq", "gptq", "compressed-tensors", "gguf", "orbax")
 
@@ -26,7 +26,7 @@ class EngineConfig:
         quant_policy: 0 keeps K and V in ``dtype``, 8 and 4 quantize them online to that many bits.
         kv_rotation: turn keys and values before they are quantized, so that a few large channels cost the others no precision; None
             does it for quant_policy 4.
-        lm_head_bits: 16 keeps the output matrix as the checkpoint has it, 4 rounds it to int4 when it is loaded.
+        lm_head_bits: 16 keeps the output matrix as the checkpoint has it, 8 and 4 round it to integers when it is loaded.
         enable_prefix_caching: share the full pages of requests that begin with the same tokens.
         max_prefill_token_num: most tokens of a step that feeds prompts; None is 4096 on a GPU, 512 on a CPU. At least twice
             max_batch_size is used.

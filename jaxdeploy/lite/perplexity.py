@@ -16,7 +16,7 @@ from jaxdeploy.engine.limits import Limits
 from jaxdeploy.engine.scoring import Scorer
 from jaxdeploy.errors import RequestError
 from jaxdeploy.kv_rotation import fit_rotation, with_rotation
-from jaxdeploy.lite.head import with_int4_head
+from jaxdeploy.lite.head import with_rounded_head
 from jaxdeploy.loading import tokenizer_of
 from jaxdeploy.model.decoder import Decoder
 from jaxdeploy.weights.checkpoint import open_checkpoint
@@ -92,8 +92,7 @@ def evaluate_perplexity(
         raise RequestError(f"the text has {len(ids)} tokens; perplexity needs at least two", param="text")
     window = min(window, limits.session_len, len(ids))
     decoder = Decoder(checkpoint.config, limits.dtype)
-    if options.lm_head_bits == 4:
-        params = with_int4_head(params, tied=checkpoint.config.tie_word_embeddings)
+    params = with_rounded_head(params, bits=options.lm_head_bits, tied=checkpoint.config.tie_word_embeddings)
     params = fit_rotation(decoder, params, tokenizer)
     scorer = Scorer(decoder, params, limits, quant_policy=options.quant_policy, longest=window)
     return _score(scorer, ids, window, min(stride, window), progress)

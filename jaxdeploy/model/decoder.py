@@ -17,6 +17,7 @@ from jaxdeploy.model.linear import linear
 from jaxdeploy.model.norm import RMSNorm
 from jaxdeploy.model.parameter import Described, Source, described
 from jaxdeploy.model.rope import inverse_frequencies, rotation_tables
+from jaxdeploy.weights.int8_matrix import Int8Matrix
 from jaxdeploy.weights.quant_tensor import QuantTensor
 from jaxdeploy.weights.tiled_tensor import TiledTensor
 
@@ -42,8 +43,8 @@ class Decoder(nn.Module):
         self.embedding: Any = self.param(
             "embedding", described(nn.initializers.normal(0.02), source), vocabulary, dtype
         )
-        self.int4_head = self._int4_head()
-        if self.int4_head is None and not c.tie_word_embeddings:
+        self.rounded_head = self._rounded_head()
+        if self.rounded_head is None and not c.tie_word_embeddings:
             source = Source(("lm_head",), "weight", ("vocab", "embed"), stacked=False)
             self.lm_head: Any = self.param(
                 "lm_head", described(nn.initializers.normal(0.02), source), vocabulary, dtype
@@ -61,12 +62,12 @@ class Decoder(nn.Module):
         self.layers = scanned(c, self.dtype, name="layers")
         self.norm = RMSNorm("model.norm", c.hidden_size, c.rms_norm_eps, self.dtype, name="norm")
 
-    def _int4_head(self) -> QuantTensor | TiledTensor | None:
-        """The output matrix where someone has handed in an int4 one (``lite.head``); Flax would compare it with a dense one."""
+    def _rounded_head(self) -> QuantTensor | TiledTensor | Int8Matrix | None:
+        """The output matrix where someone has handed in integers (``lite.head``); Flax would compare it with a dense one."""
         if not self.has_variable("params", "lm_head"):
             return None
         head: Any = meta.unbox(self.get_variable("params", "lm_head"))
-        return head if isinstance(head, QuantTensor | TiledTensor) else None
+        return head if isinstance(head, QuantTensor | TiledTensor | Int8Matrix) else None
 
     def __call__(self, inputs: ModelInputs, pages: KVPages) -> tuple[Float[Array, "T D"], KVPages]:
         """Run all layers.
@@ -87,8 +88,10 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Scores of the next token, float32."""
-        if self.int4_head is not None:
-            return linear(hidden, self.int4_head, jnp.int32(0)).astype(jnp.float32)
+        if isinstance(self.rounded_head, Int8Matrix):
+            return self.rounded_head.product(hidden)
+        if self.rounded_head is not None:
+            return linear(hidden, self.rounded_head, jnp.int32(0)).astype(jnp.float32)
         head = self.embedding if self.config.tie_word_embeddings else self.lm_head
         contract = (((hidden.ndim - 1,), (1,)), ((), ()))
         return lax.dot_general(hidden, head, contract, preferred_element_type=jnp.float32)

@@ -155,6 +155,7 @@ def test_step_of_llama_3_8b(quantization, quant_policy, bucket):
     text = lower_for_cuda(step, params, pages, scores, state.last_token, ints(layout.size), donate=(1, 2))
     assert text.count("tf.aliasing_output") == len(jax.tree.leaves((pages, scores))), "both are updated in place"
     assert "stablehlo.scatter" not in text, "the kernel writes, not the reference"
+    assert ("add_rms_norm_mosaic_gpu" in text) == bucket.decode, "of a prefill XLA fuses add and norm"
 
 
 @pytest.mark.parametrize("extent", Extent)
