@@ -41,6 +41,7 @@ class Shape:
     kv_heads: int
     head_dim: int
     dtype: str  # bf16 or f16
+    layers: int
     pages: int
     page_size: int
     bits: int
@@ -99,9 +100,10 @@ def rope_kv_write(
 
 def _run(pools: Pools, new: tuple[jax.Array, ...], heads: int, layer, page_ids, offsets, bits: int):
     """The turned queries (none if ``heads`` is 0), and the pools."""
-    _, pages, kv_heads, page_size, _ = pools.k.shape
+    layers, pages, kv_heads, page_size, _ = pools.k.shape
     tokens, _, head_dim = new[0].shape
-    shape = Shape(tokens, heads, kv_heads, head_dim, ptx.SHORT_NAMES[str(new[0].dtype)], pages, page_size, bits)
+    dtype = ptx.SHORT_NAMES[str(new[0].dtype)]
+    shape = Shape(tokens, heads, kv_heads, head_dim, dtype, layers, pages, page_size, bits)
     refs = jax.tree.map(jax.new_ref, pools)
     queries = _call(shape)(*new, layer.reshape(1), page_ids, offsets, *jax.tree.leaves(refs))
     return queries, jax.tree.map(jax.freeze, refs)
@@ -150,14 +152,16 @@ def emit_warp(shape: Shape, addresses: list[Int]) -> None:
         # Threads past the head's end repeat its last values: minimum and maximum stay what they are.
         part, mine = ptx_sync.minimum(lane, head_dim // _EACH - 1), lane < head_dim // _EACH
         column = part.wide() * (2 * _EACH)
+        # As the reference drops what lies outside of a pool. And it makes the compiler load all three before the branch.
+        kept = ptx_sync.both(page < shape.pages, ptx_sync.both(place < shape.page_size, layer < shape.layers))
         if heads:
             words = _turn(shape, new, number, token, part, of_values)
             with ptx_sync.when(ptx_sync.both(mine, head < heads)):
                 ptx_sync.store_global(rest[-1] + (token * heads + head).wide() * row_bytes + column, *words)
-            kept = ptx_sync.both(constant(heads - 1) < head, page < shape.pages)
+            kept = ptx_sync.both(constant(heads - 1) < head, kept)
         else:
             base = new[1].select(of_values, new[0]) + (token * kv_heads + kv_head).wide() * row_bytes
-            words, kept = ptx_sync.load_global_words(base + column, 4), page < shape.pages
+            words = ptx_sync.load_global_words(base + column, 4)
         row = ((layer.wide() * shape.pages + page.wide()) * kv_heads + kv_head.wide()) * shape.page_size + place.wide()
         pool = v_pool.select(of_values, k_pool)
         with ptx_sync.when(kept):

@@ -25,11 +25,11 @@ def quantize_warp(x: list[Number], bits: int, mine, head_dim: int) -> tuple[list
         head_dim: H.
 
     Returns:
-        This thread's integers, and the word of the head's (scale, offset), the same in all threads.
+        This thread's integers, and the word of the head's (scale, offset). They are right in threads that hold values.
     """
     top = float(2**bits - 1)
     low, high = functools.reduce(Number.min, x), functools.reduce(Number.max, x)
-    for mask in (1, 2, 4, 8, 16):
+    for mask in _masks(x, head_dim):
         low, high = low.min(low.from_lane_xor(mask)), high.max(high.from_lane_xor(mask))
     offset_bits = to_half(_clip(low), "rm")
     offset = from_half(offset_bits)
@@ -50,7 +50,7 @@ def _least_squares(x, integers, kept, pair: Int, mine, head_dim: int) -> Int:
 
     def total(values: list[Number]) -> Number:
         sum_ = functools.reduce(lambda a, b: a + b, values).select(mine, 0.0)
-        for mask in (1, 2, 4, 8, 16):
+        for mask in _masks(x, head_dim):
             sum_ = sum_ + sum_.from_lane_xor(mask)
         return sum_
 
@@ -71,6 +71,12 @@ def _least_squares(x, integers, kept, pair: Int, mine, head_dim: int) -> Int:
     # Not a number compares false.
     better = error(*kept) > error(scale, offset)
     return (scale_bits + offset_bits * 65536).select(better, pair)
+
+
+def _masks(x: list[Number], head_dim: int) -> list[int]:
+    """Distances over which the threads that hold a head exchange values until each has seen all."""
+    threads = head_dim // len(x)
+    return [1 << i for i in range((threads - 1).bit_length())]
 
 
 def _clip(x: Number) -> Number:
