@@ -55,8 +55,7 @@ class StepLayout:
         per_token = dict.fromkeys(("tokens", "positions", "rows"), (t,))
         per_row = dict.fromkeys(("context_lens", "rope_lengths", "slots"), (b,))
         per_place = {"picks": (r,), "sampler_rows": (3, r)}
-        tables = {"query_start": (b + 1,), "block_table": (b, self.table_width), "zero": (1,)}
-        return {**per_token, **per_row, **per_place, **tables}
+        return {**per_token, **per_row, **per_place, "query_start": (b + 1,), "block_table": (b, self.table_width)}
 
     @property
     def size(self) -> int:
@@ -111,10 +110,6 @@ class StepLayout:
         for line, sequence in zip(part["block_table"], sequences, strict=False):
             line[: len(sequence.pages)] = sequence.pages
         return packed
-
-    def zero(self, packed: Int32[Array, " size"]) -> Int32[Array, " 1"]:
-        """A 0 that the compiler doesn't know for one."""
-        return self._split(packed)["zero"]
 
     def unpack(self, packed: Int32[Array, " size"]) -> StepInputs:
         """The inputs by name, inside the compiled step."""

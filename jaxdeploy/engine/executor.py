@@ -20,7 +20,8 @@ from jaxdeploy.engine.limits import Limits
 from jaxdeploy.engine.memory import plan_memory
 from jaxdeploy.engine.program_cache import ProgramCache
 from jaxdeploy.engine.scheduler import StepPlan
-from jaxdeploy.engine.step import Program, Scores, model_program, sampler_program
+from jaxdeploy.engine.small_chunks import keep_small_chunks_apart
+from jaxdeploy.engine.step import Program, Scores, model_program, overwrite, sampler_program
 from jaxdeploy.model.decoder import Decoder
 from jaxdeploy.sampling.extent import Extent
 from jaxdeploy.sampling.sampler import Sampled
@@ -95,6 +96,10 @@ class Executor:
             bucket: StepLayout(bucket, limits.table_width, padding_slot=limits.batch_size)
             for bucket in self.buckets.all
         }
+        self._inputs = {
+            bucket: jax.device_put(np.zeros(layout.size, np.int32), device) for bucket, layout in self._layouts.items()
+        }
+        self._small_chunks = keep_small_chunks_apart(device) if device.platform == "gpu" else None
         self._models: dict[Bucket, Callable] = {}
         self._samplers: dict[tuple[Extent, int], Callable] = {}
         self._compiled_by_warm_up = 0
@@ -140,6 +145,8 @@ class Executor:
         self.state = self._set_mask(self.state, nobody, np.zeros(words, np.uint32))
         self.state = self._admit(self.state, nobody, neutral)
         self.count(self.limits.batch_size, [], 0)
+        for bucket, inputs in self._inputs.items():
+            self._inputs[bucket] = overwrite(inputs, np.zeros(inputs.shape, np.int32))
         self._compiled_by_warm_up = runtime.compilations()
 
     def _wanted(self) -> list[tuple[dict, Any, Program]]:
@@ -200,17 +207,18 @@ class Executor:
         """Start one step, and the copy of its tokens to the host; waits for neither."""
         tokens = sum(row.count for row in plan.rows)
         bucket = self.buckets.fit(tokens=tokens, rows=len(plan.rows), decode=plan.decode)
-        packed = self._layout(bucket).pack(plan)
+        self._inputs[bucket] = overwrite(self._inputs[bucket], self._layout(bucket).pack(plan))
         rows = bucket.sampler_rows
         self.pages, self._scores[rows] = self._models[bucket](
-            self.params, self.pages, self._scores[rows], self.state.last_token, packed
+            self.params, self.pages, self._scores[rows], self.state.last_token, self._inputs[bucket]
         )
         extent = Extent.most(row.sequence.extent for row in plan.rows if row.samples)
         sampler = self._samplers[extent, rows]
         if extent is Extent.ALL:
             self.state, sampled = sampler(self.state, self._scores[rows])
         else:
-            last_token, tokens = sampler(self.state, self._scores[rows])
+            rest = replace(self.state, last_token=None)
+            last_token, tokens = sampler(self.state.last_token, rest, self._scores[rows])
             self.state, sampled = replace(self.state, last_token=last_token), Sampled(tokens, *NO_REPORT)
         logprobs = any(row.sequence.request.config.logprobs is not None for row in plan.rows)
         step = LaunchedStep(plan, sampled, wanted=sampled._fields if logprobs and extent is Extent.ALL else ("tokens",))

@@ -5,11 +5,11 @@ They are apart because they vary apart: the model by bucket, the sampler by numb
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Int32
 
 from jaxdeploy.cache.kv_pages import KVPages
@@ -74,8 +74,6 @@ def run_model(
 ) -> tuple[KVPages, Scores]:
     """Feed the tokens of a packed plan; returns the pages, and the scores in the place of those handed in."""
     del scores
-    # A copy, which the compiler can't tell from the original's address in every kernel that reads a part of it (see Scores).
-    packed = lax.optimization_barrier(packed + layout.zero(packed))
     inputs = layout.unpack(packed)
     token_slots = jnp.take(inputs.slots, inputs.model.rows)
     fed = replace(inputs.model, tokens=jnp.where(inputs.from_device, last_token[token_slots], inputs.model.tokens))
@@ -136,17 +134,25 @@ def sampler_program(extent: Extent, state: SlotState, scores: Scores) -> Program
     """The sampler of one number of rows.
 
     The program of the last extent takes (state, donated; scores) and returns state and ``Sampled``. Those of the others change
-    nothing of the state but its tokens and report nothing: they return ``last_token`` and the tokens alone.
+    nothing of the state but its tokens and report nothing: they take (last_token, donated; the state without it; scores) and return
+    ``last_token`` and the tokens alone.
     """
 
     def whole(state, scores):
         return run_sampler(extent, state, scores)
 
-    def tokens_alone(state, scores):
-        state, sampled = run_sampler(extent, state, scores)
+    def tokens_alone(last_token, state, scores):
+        state, sampled = run_sampler(extent, replace(state, last_token=last_token), scores)
         return state.last_token, sampled.tokens
 
     if extent is Extent.ALL:
         results = state, Sampled._make(Sampled._fields)
         return Program(f"sampler {extent}", whole, (state, scores), donated=(0,), results=results)
-    return Program(f"sampler {extent}", tokens_alone, (state, scores), donated=(), results=("last_token", "tokens"))
+    arguments = state.last_token, replace(state, last_token=None), scores
+    return Program(f"sampler {extent}", tokens_alone, arguments, donated=(0,), results=("last_token", "tokens"))
+
+
+@partial(jax.jit, donate_argnums=0)
+def overwrite(old: Int32[Array, " size"], new: Int32[Array, " size"]) -> Int32[Array, " size"]:
+    """``new`` in the place of ``old``, which is donated."""
+    return jax.lax.dynamic_update_slice(old, new, (0,))
