@@ -50,7 +50,7 @@ class Decoder(nn.Module):
                 "lm_head", described(nn.initializers.normal(0.02), source), vocabulary, dtype
             )
         # Weights are broadcast, not scanned: a scan that slices them would copy each layer before a custom kernel.
-        in_axes: Any = (0, 0, nn.broadcast)
+        in_axes: Any = (0, nn.broadcast)
         scanned = nn.scan(
             DecoderLayer,
             variable_broadcast="params",
@@ -58,6 +58,7 @@ class Decoder(nn.Module):
             split_rngs={"params": False},
             in_axes=in_axes,
             unroll=self.unroll,
+            length=c.num_layers,
         )
         self.layers = scanned(c, self.dtype, name="layers")
         self.norm = RMSNorm("model.norm", c.hidden_size, c.rms_norm_eps, self.dtype, name="norm")
@@ -81,9 +82,8 @@ class Decoder(nn.Module):
         page_ids, offsets = inputs.cache_places(pages.page_size, pages.num_pages)
         step = StepContext(inputs, cos, sin, page_ids, offsets)
         x = jnp.take(self.embedding, inputs.tokens, axis=0, mode="clip")
-        layer_ids = jnp.arange(c.num_layers, dtype=jnp.int32)
         windows = jnp.asarray(c.sliding_windows, jnp.int32)
-        (x, delta, pages), _ = self.layers((x, jnp.zeros_like(x), pages), layer_ids, windows, step)
+        (_, x, delta, pages), _ = self.layers((jnp.int32(0), x, jnp.zeros_like(x), pages), windows, step)
         return self.norm.after_add(x, delta)[1], pages
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:

@@ -141,8 +141,9 @@ class MLP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Body of the scan over layers: carries activations and the page pool, reads its weights by layer number.
+    """Body of the scan over layers: carries its number, activations and the page pool, reads its weights by that number.
 
+    The number is counted: scanned, it would be sliced from an array, by a kernel that all others of the layer wait for.
     Activations are (x, delta): what this layer's MLP made is left for the next norm to add, for both are one kernel.
     """
 
@@ -152,13 +153,12 @@ class DecoderLayer(nn.Module):
     @nn.compact
     def __call__(
         self,
-        carry: tuple[Float[Array, "T D"], Float[Array, "T D"], KVPages],
-        layer: Int32[Array, ""],
+        carry: tuple[Int32[Array, ""], Float[Array, "T D"], Float[Array, "T D"], KVPages],
         window: Int32[Array, ""],
         step: StepContext,
-    ) -> tuple[tuple[Float[Array, "T D"], Float[Array, "T D"], KVPages], None]:
+    ) -> tuple[tuple[Int32[Array, ""], Float[Array, "T D"], Float[Array, "T D"], KVPages], None]:
         """One layer; ``window`` is 0 for full attention."""
-        x, delta, pages = carry
+        layer, x, delta, pages = carry
         c = self.config
 
         def norm(module: str, name: str) -> RMSNorm:
@@ -167,4 +167,4 @@ class DecoderLayer(nn.Module):
         x, normed = norm("input_layernorm", "attention_norm").after_add(x, delta, layer)
         attended, pages = Attention(c, self.dtype, name="attention")(normed, pages, layer, window, step)
         x, normed = norm("post_attention_layernorm", "mlp_norm").after_add(x, attended, layer)
-        return (x, MLP(c, self.dtype, name="mlp")(normed, layer), pages), None
+        return (layer + 1, x, MLP(c, self.dtype, name="mlp")(normed, layer), pages), None
