@@ -14,8 +14,6 @@ from pallas_kernels.paged_attention.reference import Pages, decode_reference, pr
 
 IMPLEMENTATIONS = ("mosaic", "reference")
 """The default takes "mosaic" where a program is compiled for CUDA and the kernel can take the call."""
-PREFILL_BY_NAME_ONLY = (8, 4)
-"""Widths of pages whose prefill kernel is run only when it is named: its results were not yet compared on a GPU."""
 
 
 def _choose(implementation: str | None, reason: str | None, kernel: Callable, reference: Callable, *arrays) -> Array:
@@ -126,8 +124,6 @@ def paged_prefill(
         return prefill(q, Pages(k, k_pairs, bits), Pages(v, v_pairs, bits), *rest, **options)
 
     reason = mosaic.reason_not_prefill(q, k_pages, block_table.shape[0])
-    if implementation is None and bits in PREFILL_BY_NAME_ONLY:
-        implementation = "reference"
     return _choose(
         implementation, reason,
         partial(run, mosaic.prefill), partial(run, prefill_reference),

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pallas_kernels.paged_attention.api import PREFILL_BY_NAME_ONLY, paged_decode, paged_prefill
+from pallas_kernels.paged_attention.api import paged_decode, paged_prefill
 from pallas_kernels.paged_attention.cases import CASES, AttentionCase
 from pallas_kernels.paged_attention.reference import Pages
 
@@ -89,16 +89,8 @@ def test_the_default_is_the_kernel_on_cuda_and_the_reference_elsewhere():
     case = AttentionCase("any", 8, 2, 64, 4)
     assert "@mosaic_gpu_v2" in lower_decode(case, None)
     assert "@mosaic_gpu_v2" not in lower_decode(case, "reference")
-    plain = AttentionCase("any", 8, 2, 64, 16)
-    assert "@mosaic_gpu_v2" in lower_prefill(plain, None)
-    assert "@mosaic_gpu_v2" not in lower_prefill(plain, "reference")
-
-
-@pytest.mark.parametrize("bits", PREFILL_BY_NAME_ONLY)
-def test_prefill_over_integers_runs_its_kernel_only_by_name(bits):
-    case = AttentionCase("any", 8, 2, 64, bits)
-    assert "@mosaic_gpu_v2" not in lower_prefill(case, None)
-    assert "@mosaic_gpu_v2" in lower_prefill(case, "mosaic")
+    assert "@mosaic_gpu_v2" in lower_prefill(case, None)
+    assert "@mosaic_gpu_v2" not in lower_prefill(case, "reference")
 
 
 @pytest.mark.parametrize(
