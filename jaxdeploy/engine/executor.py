@@ -133,7 +133,7 @@ class Executor:
             jobs: dict[Future, tuple[dict, Any]] = {}
             with self._timed("trace steps"):
                 for programs, name, program in missing:
-                    jobs[pool.submit(self._compile, program, program.lower())] = programs, name
+                    jobs[pool.submit(self._programs.compile, program, program.lower())] = programs, name
             with self._timed("compile steps"):
                 for job in as_completed(jobs):
                     programs, name = jobs[job]
@@ -164,11 +164,6 @@ class Executor:
             for rows, scores in self._scores.items()
         ]
         return [*models, *samplers]
-
-    def _compile(self, program: Program, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
-        compiled = lowered.compile()
-        self._programs.store(program, compiled)
-        return compiled
 
     @property
     def compile_misses(self) -> int:

@@ -11,6 +11,7 @@ import logging
 import os
 import pickle
 import tempfile
+import threading
 from collections.abc import Callable
 from functools import cache
 from importlib.metadata import version
@@ -24,8 +25,22 @@ import pallas_kernels
 from jaxdeploy.engine.step import Program
 
 _log = logging.getLogger(__name__)
+_JAX_CACHE_HIT = "/jax/compilation_cache/cache_hits"
 _OF_NO_INTEREST = ("cache", "compilation", "log", "dump", "traceback", "profiler")
 """Parts of names of JAX's settings that change no program."""
+_thread = threading.local()  # .hits: programs that this thread's compilations took from JAX's own cache
+
+
+def _count_hit(event: str, **kwargs: str | int) -> None:
+    if event == _JAX_CACHE_HIT:
+        _thread.hits = _hits() + 1
+
+
+def _hits() -> int:
+    return getattr(_thread, "hits", 0)
+
+
+jax.monitoring.register_event_listener(_count_hit)
 
 
 class ProgramCache:
@@ -61,6 +76,18 @@ class ProgramCache:
         except Exception as error:  # whatever is wrong with a file that may have been cut short
             _log.warning("compiling %.40s again: %s can't be loaded (%s)", program.name, path, error)
             return None
+
+    def compile(self, program: Program, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+        """Compile a program and keep it.
+
+        One for a CPU that JAX's own cache had is not kept: such a program, stored again, lacks parts of its code and fails when it
+        runs (seen with jax 0.12.0.1: "Function ... not found"). The next start finds it in JAX's cache once more.
+        """
+        before = _hits()
+        compiled = lowered.compile()
+        if _hits() == before or jax.devices()[0].platform != "cpu":
+            self.store(program, compiled)
+        return compiled
 
     def store(self, program: Program, compiled: jax.stages.Compiled) -> None:
         """Keep a compiled program."""

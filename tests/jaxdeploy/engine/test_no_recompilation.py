@@ -4,7 +4,6 @@ import jax
 import numpy as np
 from support.tiny_engine import VOCABULARY, run_all, tiny_engine
 
-from jaxdeploy import runtime
 from jaxdeploy.config.generation import GenerationConfig
 from jaxdeploy.engine.request import Request
 
@@ -39,9 +38,7 @@ class AllowAll:
 
 
 def test_a_fuzzed_trace_compiles_nothing():
-    before = runtime.compilations()
     engine = tiny_engine(cache_max_entry_count=14)
-    assert runtime.compilations() - before >= len(engine.executor.buckets.all), "compilations are counted"
     rng = np.random.RandomState(0)
     shapes = set()
     for i in range(120):

@@ -6,6 +6,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from support.tiny_engine import run_all, tiny_engine, tokens_of
 
 from jaxdeploy import runtime
@@ -22,8 +23,10 @@ def cache_folder(tmp_path):
     """JAX's cache folder for the length of a test."""
     before = jax.config.jax_compilation_cache_dir
     runtime.set_compile_cache(str(tmp_path))
+    reset_cache()  # JAX looks at the setting once
     yield tmp_path
     jax.config.update("jax_compilation_cache_dir", before)
+    reset_cache()
 
 
 def answer(engine: Engine, name: str, **options) -> list[int]:
@@ -48,6 +51,26 @@ def test_a_second_start_loads_every_program_and_says_the_same(cache_folder):
     assert (answer(second, "a"), answer(second, "b", temperature=1.0, random_seed=3)) == expected
     assert second.executor.compile_misses == 0
     assert len(list((cache_folder / "programs").glob("*.program"))) == wanted, "nothing was compiled again"
+
+
+def test_a_program_of_jaxs_own_cache_is_not_kept_on_a_cpu(cache_folder):
+    program, cache = double(size=7), ProgramCache(cache_folder / "programs")
+    cache.compile(program, program.lower())
+    (file,) = cache.folder.iterdir()
+    file.unlink()
+    jax.clear_caches()
+    again = cache.compile(program, program.lower())
+    assert again(jnp.arange(7.0), jnp.ones(7))[0].tolist() == [0, 2, 4, 6, 8, 10, 12]
+    assert list(cache.folder.iterdir()) == [], "it came from JAX's cache"
+
+
+def test_a_start_with_jaxs_cache_only_leaves_programs_that_run(cache_folder):
+    """As after an update that changed the packages' text but no program."""
+    expected = answer(tiny_engine(), "a")
+    for file in (cache_folder / "programs").iterdir():
+        file.unlink()
+    jax.clear_caches()
+    assert [answer(tiny_engine(), "a") for _ in range(2)] == [expected] * 2
 
 
 def test_a_loaded_program_gives_back_the_same_trees(tmp_path):
