@@ -3,9 +3,13 @@
 from array import array
 from collections import deque
 from dataclasses import dataclass
+from itertools import islice
 
 from jaxdeploy.engine.page_allocator import PageAllocator
 from jaxdeploy.engine.request import Sequence
+
+LOOK_AHEAD = 64
+"""Waiting requests that are looked through for short prompts, each step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +78,10 @@ class Scheduler:
     """Continuous batching with chunked prefill and preemption.
 
     Every answer that can go on is in every step; what room is left goes to prompts, chunk by chunk, so neither waits for the other.
-    Sequences are admitted first come, first served, when a slot and the pages for all their tokens are free. When answers run out
-    of pages, the sequence admitted last gives all of its pages back and waits at the head of the queue; its cache is computed anew
-    later (same tokens, same text).
+    Sequences are admitted first come, first served, when a slot and the pages for all their tokens are free. But while a prompt
+    takes several steps, those that fit into one may pass it and take up to half of each: their first token waits neither for it
+    nor for other long ones behind it, and it goes on at half speed at worst. When answers run out of pages, the sequence admitted
+    last gives all of its pages back and waits at the head of the queue; its cache is computed anew later (same tokens, same text).
 
     A plan may be made while the step before it still runs: sequences then have tokens that nobody knows yet (``pending``). Only
     those go on whose next step does not depend on them (``Sequence.can_go_on``).
@@ -150,19 +155,42 @@ class Scheduler:
         limits, rows, admitted = self.limits, [], []
         # Where many answers go on, prompts get at least as much as they do.
         most = min(limits.prefill_tokens, max(limits.mixed_tokens, 2 * decoding)) if decoding else limits.prefill_tokens
-        budget = most - decoding
+        budget = whole = most - decoding
+        long: Sequence | None = None
 
-        def add(sequence: Sequence) -> None:
+        def add(sequence: Sequence, room: int) -> int:
             nonlocal budget
-            rows.append(self._row(sequence, min(budget, sequence.prefill_target - sequence.computed)))
+            rows.append(self._row(sequence, min(room, _left(sequence))))
             budget -= rows[-1].count
+            return room - rows[-1].count
 
-        for sequence in self.running:
-            if sequence.prefilling and budget:
-                add(sequence)
-        while budget and self.waiting and self._admit(self.waiting[0]):
+        prefilling = [sequence for sequence in self.running if sequence.prefilling]
+        for sequence in prefilling:
+            if _left(sequence) <= budget:
+                add(sequence, budget)
+            elif budget:
+                long = sequence
+                break
+        while long is None and budget and self.waiting and self._admit(self.waiting[0]):
             admitted.append(self.waiting.popleft())
-            add(admitted[-1])
+            if _left(admitted[-1]) <= budget:
+                add(admitted[-1], budget)
+            else:
+                long = admitted[-1]
+        if long is None:
+            return rows, admitted
+        spare = budget // 2
+        started = {long, *(row.sequence for row in rows)}
+        for sequence in prefilling:
+            if spare and sequence not in started and _left(sequence) <= whole:
+                spare = add(sequence, spare)
+        for sequence in [s for s in islice(self.waiting, LOOK_AHEAD) if len(s.token_ids) <= whole]:
+            if not spare or not self._admit(sequence):
+                break
+            self.waiting.remove(sequence)
+            admitted.append(sequence)
+            spare = add(sequence, spare)
+        add(long, budget)
         return rows, admitted
 
     def _draft(self, sequence: Sequence) -> tuple[int, ...]:
@@ -235,3 +263,8 @@ class Scheduler:
         self.allocator.release(sequence.pages)
         self._free_slots.append(sequence.slot)
         sequence.pages, sequence.slot = array("i"), None
+
+
+def _left(sequence: Sequence) -> int:
+    """Tokens to feed before its next token can be sampled."""
+    return sequence.prefill_target - sequence.computed

@@ -79,8 +79,57 @@ def test_without_answers_prompts_take_the_whole_step(engine, plans):
     engine.submit(Request("a", prompt(50, 30), greedy(1)))
     engine.submit(Request("b", prompt(20, 31), greedy(1)))
     run_all(engine)
-    assert [counts(plan) for plan in plans] == [{"a": 32}, {"a": 18, "b": 14}, {"b": 6}]
+    assert [counts(plan) for plan in plans] == [{"a": 16, "b": 16}, {"a": 28, "b": 4}, {"a": 6}]
     assert not any(plan.decode for plan in plans)
+
+
+def test_short_prompts_pass_long_ones(engine, plans):
+    """The first token of a short prompt comes while the long ones before it are still fed, of which one goes on at half speed."""
+    for name, length in (("first", 100), ("second", 90), ("short", 10), ("third", 40), ("shorter", 3)):
+        engine.submit(Request(name, prompt(length, 60 + length), greedy(1)))
+    outputs = run_all(engine)
+    assert [o.request_id for o in outputs if o.finish_reason] == ["short", "shorter", "first", "second", "third"]
+    assert counts(plans[0]) == {"short": 10, "shorter": 3, "first": 19}, (
+        "32 tokens, no more than 16 of them out of turn"
+    )
+    assert [counts(plan) for plan in plans[1:4]] == [{"first": 32}, {"first": 32}, {"first": 17, "second": 15}]
+    assert all(sum(counts(plan).values()) == 32 for plan in plans[:-1])
+    assert engine.allocator.used_pages == 0
+
+
+def test_short_prompts_take_no_more_than_half(engine, plans):
+    engine.submit(Request("long", prompt(100, 70), greedy(1)))
+    for i in range(3):
+        engine.submit(Request(f"short {i}", prompt(12, 71 + i), greedy(1)))
+    run_all(engine)
+    assert [counts(plan) for plan in plans[:3]] == [
+        {"short 0": 12, "short 1": 4, "long": 16},
+        {"short 1": 8, "short 2": 8, "long": 16},
+        {"short 2": 4, "long": 28},
+    ]
+
+
+def test_a_step_never_holds_a_sequence_twice_or_too_much(engine, plans):
+    rng = np.random.RandomState(3)
+    for i in range(60):
+        engine.submit(Request(str(i), prompt(rng.choice([3, 10, 25, 31, 33, 90]), 100 + i), greedy(rng.randint(1, 5))))
+        for _ in range(rng.randint(4)):
+            engine.step()
+    run_all(engine)
+    for plan in plans:
+        assert len({row.sequence for row in plan.rows}) == len(plan.rows)
+        answering = sum(row.start >= row.sequence.prefill_target for row in plan.rows)
+        assert sum(row.count for row in plan.rows) <= (max(8, 2 * answering) if answering else 32)
+        assert all(row.count > 0 for row in plan.rows)
+
+
+def test_a_long_prompt_behind_another_finds_its_pages(engine):
+    """Long prompts still wait for each other: the second one is admitted when the first one's pages are known."""
+    shared = prompt(64, 80)
+    for i in range(2):
+        engine.submit(Request(f"long {i}", shared + prompt(20, 81 + i), greedy(1)))
+    outputs = run_all(engine)
+    assert {o.request_id: o.cached_tokens for o in outputs if o.finish_reason} == {"long 0": 0, "long 1": 64}
 
 
 def test_nobody_starves_under_a_stream_of_short_requests(engine):

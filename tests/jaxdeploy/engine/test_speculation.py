@@ -105,7 +105,7 @@ def test_greedy_and_sampled_answers_stay_the_same():
     assert found == expected
     assert {reason for *_, reason in found.values()} == {"stop", "length"}
     assert drafting.scheduler.preemptions > 0
-    assert drafting.drafted_tokens > drafting.accepted_tokens > 50
+    assert drafting.drafted_tokens > drafting.accepted_tokens > 40
     assert plain.drafted_tokens == 0
     assert drafting.allocator.used_pages == 0
     assert drafting.executor.compile_misses == 0
