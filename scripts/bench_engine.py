@@ -82,6 +82,8 @@ def build(options: argparse.Namespace) -> tuple[Engine, dict[str, float]]:
     device = jax.devices()[0]
     phases["device"] = time.perf_counter() - begun
     config = model_config(options.shape, options.weights, group_size=options.group_size)
+    if EngineConfig(quant_policy=options.quant_policy).rotates:
+        config = config.with_rotation(foldable=True)  # as loading a checkpoint does; random weights need no fold
     runtime.set_compile_cache(options.compile_cache)
     begun = time.perf_counter()
     params = jax.device_put(random_parameters(config, config.dtype), device)
