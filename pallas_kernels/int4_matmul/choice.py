@@ -124,10 +124,11 @@ def _table(device: str) -> tuple[tuple[Shape, Config], ...]:
 
 
 def _nearest(shape: Shape, table: tuple[tuple[Shape, Config], ...]) -> Config | None:
-    """The entry of the closest N and K, near enough, for at least as many tokens."""
+    """The entry of the closest N and K, near enough, for at least as many tokens; the largest M stands for all above it."""
+    least_m = min(shape.m, max((other.m for other, _ in table), default=0))
     best, best_distance = None, None
     for other, config in table:
-        if other.group_size != shape.group_size or other.m < min(shape.m, 2048):
+        if other.group_size != shape.group_size or other.m < least_m:
             continue
         apart = abs(math.log2(other.n / shape.n)) + abs(math.log2(other.k / shape.k))
         if apart > _NEAR:

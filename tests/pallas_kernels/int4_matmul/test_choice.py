@@ -63,6 +63,13 @@ def test_a_measured_shape_takes_its_entry_and_a_near_one_the_nearest():
     assert choose(Shape(100_000, 4096, 28672, 128)) == choose(Shape(2048, 4096, 28672, 128))
 
 
+def test_the_most_tokens_that_were_measured_stand_for_more(monkeypatch):
+    few, many = WarpConfig(2, 8, 3, 132), WgmmaConfig(2, 128, 4, 1)
+    entries = ((Shape(1, 4096, 4096, 128), few), (Shape(512, 4096, 4096, 128), many))
+    monkeypatch.setattr(choice, "_table", lambda device: entries)
+    assert [choose(Shape(m, 4096, 4096, 128)) for m in (1, 2, 512, 513, 4096)] == [few, many, many, many, many]
+
+
 def test_an_invariant_cut_does_not_depend_on_the_tokens():
     for case in CASES:
         cuts = {
