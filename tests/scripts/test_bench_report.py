@@ -93,9 +93,9 @@ def section(text: str, name: str) -> str:
 def test_every_kind_has_its_section(report):
     status, text, plots = report(json.dumps(ENGINE), json.dumps(SERVING), json.dumps(SOAK))
     assert status == 0
-    assert re.sub(r"(<!-- bench_report: (?!end)\w+ -->\n).*?(?=<!-- bench_report: end)", r"\1", text, flags=re.DOTALL) == (
-        DOCUMENT.replace("old engine\n", "").replace("old serving\n", "")
-    )
+    assert re.sub(
+        r"(<!-- bench_report: (?!end)\w+ -->\n).*?(?=<!-- bench_report: end)", r"\1", text, flags=re.DOTALL
+    ) == (DOCUMENT.replace("old engine\n", "").replace("old serving\n", ""))
     engine = section(text, "engine")
     assert "### tiny, w4a16 weights, int8 KV: NVIDIA H100, jax 0.11.2" in engine
     assert "`python scripts/bench_engine.py --weights w4a16` (2026-01-02)" in engine
@@ -190,3 +190,5 @@ def test_commands_name_no_secret_and_no_folder(monkeypatch):
     told = origin("bench_serving.py", parser(), parser().parse_args([*given, "--output", "x.json", "--title", "a b"]))
     wanted = "python scripts/bench_serving.py --concurrency 1,2 --dataset chats.json --allow-eos --title 'a b'"
     assert told["command"] == wanted
+    assert told["options"]["dataset"] == "chats.json"
+    assert not {"api_key", "output"} & told["options"].keys()

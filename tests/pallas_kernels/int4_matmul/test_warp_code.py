@@ -38,10 +38,11 @@ def run(monkeypatch, m: int, k: int, n: int, group_size: int, config: WarpConfig
     refs.append(threads.put(np.array([LAYER], np.int32)))
     out = threads.put(np.full(exact.shape, np.nan, np.float16))
     ring = threads.put(np.full(config.shared_bytes(m, groups, rounds), 0xFF, np.uint8))
+    refs += [out, Ref(address=ring.address)]
     with np.errstate(all="ignore"):
         for threads.block in range(grid):
             emitter = _Emitter(m, k, n, outputs // 16, inputs // 128, groups, dtype, config, gated)
-            emitter.emit(*refs, out, Ref(address=ring.address))
+            emitter.emit(*refs)
     half = np.dtype(jnp.dtype(dtype))
     return threads.get(out, half).astype(np.float64), exact, threads
 
@@ -95,7 +96,8 @@ def test_a_token_has_the_same_bits_whatever_batch_it_is_in(monkeypatch):
         refs = [threads.put(x[:m]), *(threads.put(np.asarray(a)) for a in (words, meta, np.zeros(1, np.int32)))]
         out = threads.put(np.zeros((m, 32), np.uint16))
         ring = threads.put(np.zeros(config.shared_bytes(m, 1, 1), np.uint8))
-        _Emitter(m, 512, 32, 2, 4, 1, "bfloat16", config, False).emit(*refs, out, Ref(address=ring.address))
+        refs += [out, Ref(address=ring.address)]
+        _Emitter(m, 512, 32, 2, 4, 1, "bfloat16", config, False).emit(*refs)
         found[m] = threads.get(out, np.uint16).copy()
     np.testing.assert_array_equal(found[1], found[9][:1])
     np.testing.assert_array_equal(found[4], found[9][:4])

@@ -62,7 +62,9 @@ def test_a_tile_is_copied_from_its_pages(monkeypatch, page_size, token, length):
         arguments = (ptx.constant(x) for x in (row, head, token, length))
         copies.start(ptx.shared_address(target), ptx.constant(0), thread % 32, *arguments)
     assert threads.announced == threads.copied
-    assert (threads.copied > 0) == (token < length), "nothing is copied of a tile past the end, no table entry looked at"
+    assert (threads.copied > 0) == (token < length), (
+        "nothing is copied of a tile past the end, no table entry looked at"
+    )
     out = threads.get(target, np.uint8)
     for pool, size, start in zip(pools, sizes, (0, tile * sizes[0]), strict=True):
         for i in range(min(tile, length - token)):
