@@ -111,7 +111,6 @@ def run(options: argparse.Namespace, wanted: list[str]) -> dict[str, Any]:
     """Everything that was asked for, and by which command."""
     report: dict[str, Any] = origin("bench_engine.py", parser(), options)
     report["jax"] = version("jax")
-    report["options"] = {name: value for name, value in vars(options).items() if name != "json"}
 
     def show(name: str, row: dict[str, Any]) -> None:
         print(f"{name}: " + ", ".join(f"{key} {_number(value)}" for key, value in row.items()), flush=True)

@@ -125,11 +125,8 @@ async def run(
 
 def save(options: argparse.Namespace, results: list[dict[str, Any]]) -> None:
     """Write the JSON and the picture."""
-    asked = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
-    del asked["api_key"]
     record = {
         **origin("bench_serving.py", parser(), options),
-        "options": asked,
         "hardware": options.hardware,
         "python": platform.python_version(),
         "machine": platform.machine(),

@@ -129,12 +129,10 @@ def soak(
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     options = parser().parse_args(arguments)
-    asked = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
     report: dict[str, Any] = {
         **origin("soak_engine.py", parser(), options),
         "device": jax.devices()[0].device_kind,
         "jax": version("jax"),
-        "options": asked,
         "soak": [],
     }
     failed = False

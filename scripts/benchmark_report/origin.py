@@ -11,10 +11,15 @@ HIDDEN = frozenset({"json", "output", "compile_cache", "trace", "api_key"})
 """Options that change no number: where files are, and secrets."""
 
 
-def origin(script: str, parser: argparse.ArgumentParser, options: argparse.Namespace) -> dict[str, str]:
-    """``command``, with the options that are not as by default, and today's ``date`` (UTC)."""
-    changed = {name: value for name, value in vars(options).items() if value != parser.get_default(name)}
-    return {"command": command(script, changed), "date": datetime.now(UTC).date().isoformat()}
+def origin(script: str, parser: argparse.ArgumentParser, options: argparse.Namespace) -> dict[str, Any]:
+    """``command``, with the options that are not as by default, today's ``date`` (UTC) and all ``options`` but hidden ones."""
+    shown = {
+        name: value.name if isinstance(value, Path) else value
+        for name, value in vars(options).items()
+        if name not in HIDDEN
+    }
+    changed = {name: value for name, value in shown.items() if getattr(options, name) != parser.get_default(name)}
+    return {"command": command(script, changed), "date": datetime.now(UTC).date().isoformat(), "options": shown}
 
 
 def command(script: str, options: dict[str, Any], hidden: Container[str] = HIDDEN) -> str:
@@ -22,7 +27,7 @@ def command(script: str, options: dict[str, Any], hidden: Container[str] = HIDDE
 
     Args:
         script: its file name in ``scripts``.
-        options: by their names in Python. Paths are cut to the file's name.
+        options: by their names in Python.
     """
     words = ["python", f"scripts/{script}"]
     for name, value in options.items():
@@ -32,5 +37,5 @@ def command(script: str, options: dict[str, Any], hidden: Container[str] = HIDDE
         if isinstance(value, list):
             words.append(",".join(map(str, value)))
         elif value is not True:
-            words.append(Path(value).name if isinstance(value, Path) else str(value))
+            words.append(str(value))
     return shlex.join(words)
