@@ -96,6 +96,19 @@ def prefill_tiles_attention(
     return call(q, *scalars, block_table, *tiles, context_lens, *pools)
 
 
+def steps_of_warpgroup(position, window, step_begin, step_end, key_tile: int):
+    """Where a warpgroup whose first query is at ``position`` begins to see whole key tiles, ceases to, and sees no more of any.
+
+    All three lie in the tile's own steps: the two warpgroups count turns, and must come to the same number. Positions of queries
+    of no row (padding) are negative.
+    """
+    mine_end = jnp.clip(pl.cdiv(position + WARPGROUP_QUERIES, key_tile), step_begin, step_end)
+    full_begin = pl.cdiv(jnp.maximum(position + WARPGROUP_QUERIES - window, 0), key_tile)
+    full_begin = jnp.clip(full_begin, step_begin, mine_end)
+    full_end = jnp.clip((position + 1) // key_tile, full_begin, mine_end)
+    return full_begin, full_end, mine_end
+
+
 def _tiled(shape: tuple[int, ...], dtype):
     return plgpu.SMEM(shape, dtype, transforms=TRANSFORMS)
 
@@ -180,11 +193,7 @@ def _paged_prefill(
             queries = begin + wg * WARPGROUP_QUERIES
             load_rows(q_ref, q_smem, wg, queries, end, head)
             position = first + wg * WARPGROUP_QUERIES
-            mine_end = jnp.minimum(step_end, pl.cdiv(position + WARPGROUP_QUERIES, key_tile))
-            # Steps between these two are seen in full by all queries.
-            full_begin = pl.cdiv(jnp.maximum(position + WARPGROUP_QUERIES - window, 0), key_tile)
-            full_begin = jnp.clip(full_begin, step_begin, mine_end)
-            full_end = jnp.clip((position + 1) // key_tile, full_begin, mine_end)
+            full_begin, full_end, mine_end = steps_of_warpgroup(position, window, step_begin, step_end, key_tile)
             step = functools.partial(
                 _attend, shape=shape, step_begin=step_begin, step_end=step_end, position=position, length=length,
                 window=window, q_smem=q_smem.at[wg], k_smem=k_smem, v_smem=v_smem, k_full=k_full, v_full=v_full,

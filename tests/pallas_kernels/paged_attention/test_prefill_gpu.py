@@ -48,6 +48,17 @@ def test_ragged_chunks_over_their_prefixes(bits, heads, kv_heads, head_dim, page
     assert np.array_equal(prefill(cache, q, news), out)
 
 
+@pytest.mark.parametrize("padding", [1, 65, 495, 2000])
+@pytest.mark.parametrize("bits", [16, 4])
+def test_padding_of_any_length_comes_to_an_end(bits, padding):
+    lens, news = [513, 520, 512], [1, 1, 466]
+    cache = Cache(lens, kv_heads=2, head_dim=128, bits=bits, page=64)
+    q = queries(sum(news) + padding, 4, 128)
+    out = prefill(cache, q, news)
+    assert not out[sum(news) :].any()
+    assert error(out, oracle(cache, q, news)) < BAR
+
+
 @pytest.mark.parametrize("bits", [16, 8, 4])
 @pytest.mark.parametrize("options", [{"window": 1}, {"window": 90}, {"soft_cap": 5.0}], ids=str)
 def test_window_and_soft_cap(bits, options):
