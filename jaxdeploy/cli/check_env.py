@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from jaxdeploy.cli import options
+from jaxdeploy.cli.option_group import with_options
+from jaxdeploy.cli.options import EngineOptions
 from jaxdeploy.config.engine import EngineConfig
 from jaxdeploy.demo import demo_model_path
 from jaxdeploy.errors import ConfigError
@@ -141,6 +142,9 @@ def plan_report(model: Path, gpu_memory: str | None, options: EngineConfig, as_j
 
 
 @app.command()
+@with_options(
+    "engine", EngineOptions(), only=["session_len", "max_batch_size", "cache_block_seq_len", "max_prefill_token_num"]
+)
 def check_env(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     plan: Annotated[
@@ -156,20 +160,12 @@ def check_env(
         str | None,
         typer.Option("--gpu-memory", metavar="SIZE", help="For --plan: 24GiB, 80GB, ... Default: this machine's GPU."),
     ] = None,
-    session_len: options.SessionLen = options.DEFAULTS.session_len,
-    max_batch_size: options.MaxBatchSize = options.DEFAULTS.max_batch_size,
-    cache_block_seq_len: options.CacheBlockSeqLen = options.DEFAULTS.cache_block_seq_len,
-    max_prefill_token_num: options.MaxPrefillTokenNum = options.DEFAULTS.max_prefill_token_num,
+    *,
+    engine: EngineOptions,
 ) -> None:
     """Show versions, devices with their memory, kernels, the compilation cache and the demo model."""
     if plan is not None:
-        engine = options.engine_config(
-            session_len=session_len,
-            max_batch_size=max_batch_size,
-            cache_block_seq_len=cache_block_seq_len,
-            max_prefill_token_num=max_prefill_token_num,
-        )
-        print(plan_report(plan, gpu_memory, engine, as_json))
+        print(plan_report(plan, gpu_memory, engine.config(), as_json))
         return
     report = collect()
     print(json.dumps(report, indent=2) if as_json else "\n".join(report_lines(report)))

@@ -1,15 +1,16 @@
 """``jaxdeploy lite``: measure and compress models."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from jaxdeploy.cli import options, quantize
+from jaxdeploy.cli import quantize
 from jaxdeploy.cli.command_group import CommandGroup
-from jaxdeploy.cli.options import DEFAULTS
+from jaxdeploy.cli.option_group import with_options
+from jaxdeploy.cli.options import EngineOptions
 from jaxdeploy.config.engine import QUANT_POLICIES
 from jaxdeploy.errors import ConfigError
 
@@ -25,6 +26,11 @@ def lite() -> None:
 
 
 @app.command()
+@with_options(
+    "engine",
+    EngineOptions(max_batch_size=1),
+    only=["kv_rotation", "lm_head_bits", "model_format", "dtype", "tp", "cache_block_seq_len", "compile_cache"],
+)
 def perplexity(
     text: Annotated[
         Path, typer.Option("--text", exists=True, dir_okay=False, help="UTF-8 text to predict.", show_default=False)
@@ -52,31 +58,16 @@ def perplexity(
         int | None, typer.Option("--max-tokens", help="Stop after this many tokens. Default: the whole text.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
-    kv_rotation: options.KvRotation = DEFAULTS.kv_rotation,
-    lm_head_bits: options.LmHeadBits = DEFAULTS.lm_head_bits,
-    model_format: options.ModelFormat = DEFAULTS.model_format,
-    dtype: options.Dtype = DEFAULTS.dtype,
-    tp: options.Tp = DEFAULTS.tp,
-    cache_block_seq_len: options.CacheBlockSeqLen = DEFAULTS.cache_block_seq_len,
-    compile_cache: options.CompileCache = DEFAULTS.compile_cache,
+    *,
+    engine: EngineOptions,
 ) -> None:
     """Perplexity of models on a text, one row per model and --quant-policy.
 
     Every row but the first is compared with the first, window by window: do they differ beyond noise?
     """
     configs = {
-        policy: options.engine_config(
-            dtype=dtype,
-            model_format=model_format,
-            tp=tp,
-            max_batch_size=1,
-            cache_block_seq_len=cache_block_seq_len,
-            quant_policy=policy,
-            kv_rotation=kv_rotation if policy else None,
-            lm_head_bits=lm_head_bits,
-            compile_cache=compile_cache,
-        )
-        for policy in quant_policy or [DEFAULTS.quant_policy]
+        policy: replace(engine, quant_policy=policy, kv_rotation=engine.kv_rotation if policy else None).config()
+        for policy in quant_policy or [engine.quant_policy]
     }
     content = read_text(text)
     # Here and not above: bad options are refused, and help is shown, without waiting for jax.

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from jaxdeploy.cli import options
 from jaxdeploy.cli.command_group import CommandGroup
-from jaxdeploy.cli.options import DEFAULTS
+from jaxdeploy.cli.option_group import with_options
+from jaxdeploy.cli.options import ChatTemplate, EngineOptions, Model
 from serve.options import LOG_LEVELS, ServerOptions
 
 app = typer.Typer(cls=CommandGroup, add_completion=False, no_args_is_help=True)
@@ -21,8 +21,9 @@ def serve() -> None:
 
 
 @app.command("api_server")
+@with_options("engine", EngineOptions())
 def api_server(
-    model: options.Model = None,
+    model: Model = None,
     server_name: Annotated[
         str, typer.Option("--server-name", help="Address to listen on.", rich_help_panel=_PANEL)
     ] = SERVER.server_name,
@@ -108,22 +109,9 @@ def api_server(
             rich_help_panel=_PANEL,
         ),
     ] = None,
-    chat_template: options.ChatTemplate = None,
-    session_len: options.SessionLen = DEFAULTS.session_len,
-    cache_max_entry_count: options.CacheMaxEntryCount = options.DEFAULT_ENTRY_COUNT,
-    cache_block_seq_len: options.CacheBlockSeqLen = DEFAULTS.cache_block_seq_len,
-    quant_policy: options.QuantPolicy = DEFAULTS.quant_policy,
-    kv_rotation: options.KvRotation = DEFAULTS.kv_rotation,
-    lm_head_bits: options.LmHeadBits = DEFAULTS.lm_head_bits,
-    model_format: options.ModelFormat = DEFAULTS.model_format,
-    dtype: options.Dtype = DEFAULTS.dtype,
-    tp: options.Tp = DEFAULTS.tp,
-    max_batch_size: options.MaxBatchSize = DEFAULTS.max_batch_size,
-    enable_prefix_caching: options.EnablePrefixCaching = DEFAULTS.enable_prefix_caching,
-    max_prefill_token_num: options.MaxPrefillTokenNum = DEFAULTS.max_prefill_token_num,
-    num_tokens_per_iter: options.NumTokensPerIter = DEFAULTS.num_tokens_per_iter,
-    num_speculative_tokens: options.NumSpeculativeTokens = DEFAULTS.num_speculative_tokens,
-    compile_cache: options.CompileCache = DEFAULTS.compile_cache,
+    chat_template: ChatTemplate = None,
+    *,
+    engine: EngineOptions,
 ) -> None:
     """Serve a model by the OpenAI API.
 
@@ -145,23 +133,7 @@ def api_server(
         tool_call_parser=tool_call_parser,
         reasoning_parser=reasoning_parser,
     )
-    engine = options.engine_config(
-        dtype=dtype,
-        model_format=model_format,
-        tp=tp,
-        session_len=session_len,
-        max_batch_size=max_batch_size,
-        cache_max_entry_count=cache_max_entry_count,
-        cache_block_seq_len=cache_block_seq_len,
-        quant_policy=quant_policy,
-        kv_rotation=kv_rotation,
-        lm_head_bits=lm_head_bits,
-        enable_prefix_caching=enable_prefix_caching,
-        max_prefill_token_num=max_prefill_token_num,
-        num_tokens_per_iter=num_tokens_per_iter,
-        num_speculative_tokens=num_speculative_tokens,
-        compile_cache=compile_cache,
-    )
+    config = engine.config()
     # Here and not above: bad options are refused, and help is shown, without waiting for jax.
     from jaxdeploy.cli.progress_bars import ProgressBars
     from serve.api_server import Progress, run
@@ -175,7 +147,7 @@ def api_server(
                 progress(phase, done, total)
                 bars(phase, done, total)
 
-            return load_engine(model, engine, chat_template=chat_template, progress=both)
+            return load_engine(model, config, chat_template=chat_template, progress=both)
 
     run(server, load, announce=lambda line: print(line, file=sys.stderr, flush=True))
 
