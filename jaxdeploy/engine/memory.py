@@ -20,6 +20,9 @@ from jaxdeploy.sampling.extent import Extent
 from jaxdeploy.sampling.slots import SlotState
 
 CPU_POOL_BYTES = 2**30
+QUICK_COMPILE: dict[str, dict[str, str | bool | int | float]] = {"gpu": {"xla_gpu_autotune_level": 0}}
+"""Compiler options by platform where only sizes are wanted: no trying out of matmul kernels, which differ in speed, not in results'
+sizes."""
 
 
 def plan_memory(
@@ -103,7 +106,8 @@ def step_memory(
     def compute() -> int:
         lowered = [program.lower() for program in models + samplers]
         with ThreadPoolExecutor() as pool:
-            compiled = list(pool.map(lambda each: each.compile(), lowered))
+            options = QUICK_COMPILE.get(jax.default_backend())
+            compiled = list(pool.map(lambda each: each.compile(compiler_options=options), lowered))
         own = [_own_bytes(program) for program in compiled]
         # A step's model may start before the sampler of the one before it has given back what it used.
         return max(own[: len(models)]) + max(own[len(models) :])
