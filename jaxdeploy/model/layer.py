@@ -15,8 +15,9 @@ from jaxdeploy.model.linear import StackedLinear
 from jaxdeploy.model.norm import RMSNorm
 from jaxdeploy.model.parameter import Source, described
 from jaxdeploy.model.rope import apply_rotation
-from jaxdeploy.model.rotation import change_basis, plain_bases, rotate_heads, second_moments
+from jaxdeploy.model.rotation import change_basis, plain_bases, rotate_heads, second_moments, whole_rotation
 from jaxdeploy.pytree import Leaf
+from pallas_kernels.head_basis.api import rope_change_basis, turn_heads
 from pallas_kernels.paged_attention.api import paged_decode, paged_prefill
 
 PREFIX = "model.layers.{layer}."
@@ -57,9 +58,14 @@ class Attention(nn.Module):
             c, (prefix + "q_proj", prefix + "k_proj", prefix + "v_proj"), c.hidden_size,
             (heads + 2 * kv_heads) * head_dim, ("heads", "embed"), c.qkv_bias, self.dtype, name="qkv",
         )(x, layer).reshape(-1, heads + 2 * kv_heads, head_dim)  # fmt: skip
-        if c.qk_norm or c.rotates_keys or c.value_rotation == "online":
-            q, k, v = self._split(qkv, step, layer)
-            q, k, v = self._turned(q, k, v, layer)
+        rotates_values = c.value_rotation == "online"
+        matrix, root = whole_rotation(head_dim, qkv.dtype.name) if rotates_values else (None, 1.0)
+        if c.qk_norm or c.rotates_keys or rotates_values:
+            if c.qk_norm or not c.rotates_keys or self.is_mutable_collection(MOMENTS):
+                q, k, v = self._turned(*self._split(qkv, step, layer), layer)
+            else:
+                for_keys, for_queries = self._bases()
+                q, k, v = rope_change_basis(qkv, step.cos, step.sin, for_queries, for_keys, layer, matrix, divisor=root)
             pages = pages.write(layer, k, v, step.page_ids, step.offsets)
         else:
             q, pages = pages.rope_write(layer, qkv, step.cos, step.sin, step.page_ids, step.offsets)
@@ -73,8 +79,8 @@ class Attention(nn.Module):
                 q, pages.k_pages, pages.v_pages, layer, inputs.block_table, inputs.query_start, inputs.context_lens,
                 window, scale=scale,
             )  # fmt: skip
-        if c.value_rotation == "online":
-            out = rotate_heads(out)
+        if matrix is not None:
+            out = turn_heads(out, matrix, divisor=root)
         out = StackedLinear(
             c,
             (prefix + "o_proj",),
@@ -104,14 +110,20 @@ class Attention(nn.Module):
             if self.is_mutable_collection(MOMENTS):
                 self.sow(MOMENTS, "keys", second_moments(k, c.num_kv_heads))
                 self.sow(MOMENTS, "queries", second_moments(q, c.num_kv_heads))
-            init = described(
-                lambda _: plain_bases(c.num_layers, c.num_kv_heads, c.head_dim, self.dtype),
-                Source((), "", ("layer", "kv_heads", "head", "head"), stacked=True),
-            )
-            for_keys: Any = self.param("key_basis", init)
-            for_queries: Any = self.param("query_basis", init)
+            for_keys, for_queries = self._bases()
             k, q = change_basis(k, for_keys, layer), change_basis(q, for_queries, layer)
         return q, k, rotate_heads(v) if c.value_rotation == "online" else v
+
+    def _bases(self) -> tuple[jax.Array, jax.Array]:
+        """Of keys and of queries, [L, K, H, H] each."""
+        c = self.config
+        init = described(
+            lambda _: plain_bases(c.num_layers, c.num_kv_heads, c.head_dim, self.dtype),
+            Source((), "", ("layer", "kv_heads", "head", "head"), stacked=True),
+        )
+        for_keys: Any = self.param("key_basis", init)
+        for_queries: Any = self.param("query_basis", init)
+        return for_keys, for_queries
 
 
 class MLP(nn.Module):

@@ -16,7 +16,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Float64, Int32
+from jaxtyping import Array, Float, Float64
+
+from pallas_kernels.head_basis.reference import change_basis, turn_heads_reference
+
+__all__ = [
+    "change_basis",
+    "key_bases",
+    "plain_bases",
+    "rotate_heads",
+    "rotation_matrix",
+    "second_moments",
+    "whole_rotation",
+]
 
 REGULARIZATION = 0.1
 """Share of the mean eigenvalue that is added to moments, which few tokens leave near singular."""
@@ -38,28 +50,19 @@ def rotation_matrix(size: int) -> Float64[np.ndarray, "H H"]:
     return matrix
 
 
+def whole_rotation(size: int, dtype: str) -> tuple[Float[Array, "H H"], float]:
+    """``rotation_matrix`` times the root of its size, and that root, to divide products by.
+
+    Entries of size 1 are exact in bfloat16; 1 / sqrt(H) mostly is not, and comes after.
+    """
+    root = math.sqrt(size)
+    return jnp.asarray(rotation_matrix(size) * root, dtype), root
+
+
 def rotate_heads(x: Float[Array, "*B H"]) -> Float[Array, "*B H"]:
     """``x @ rotation_matrix(H)`` in the dtype of x, accumulated in float32; twice gives x."""
-    size = x.shape[-1]
-    # Entries of size 1 are exact in bfloat16; 1 / sqrt(H) mostly is not, and comes after.
-    matrix = jnp.asarray(rotation_matrix(size) * math.sqrt(size), x.dtype)
-    turned = lax.dot_general(x, matrix, (((x.ndim - 1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
-    return (turned / math.sqrt(size)).astype(x.dtype)
-
-
-def change_basis(
-    x: Float[Array, "T N H"], bases: Float[Array, "L K H H"], layer: Int32[Array, ""]
-) -> Float[Array, "T N H"]:
-    """Every head times its KV head's matrix of one layer, in the dtype of x, accumulated in float32.
-
-    Args:
-        x: keys (N = K), or queries, those of one KV head side by side.
-    """
-    tokens, heads, size = x.shape
-    matrix = lax.dynamic_index_in_dim(bases, layer, 0, keepdims=False)
-    grouped = x.reshape(tokens, len(matrix), heads // len(matrix), size)
-    out = jnp.einsum("tkgh,khi->tkgi", grouped, matrix.astype(x.dtype), preferred_element_type=jnp.float32)
-    return out.reshape(x.shape).astype(x.dtype)
+    matrix, root = whole_rotation(x.shape[-1], x.dtype.name)
+    return turn_heads_reference(x, matrix, divisor=root)
 
 
 def second_moments(x: Float[Array, "T N H"], kv_heads: int) -> Float[Array, "K H H"]:
