@@ -106,8 +106,8 @@ def step_memory(
     def compute() -> int:
         lowered = [program.lower() for program in models + samplers]
         with ThreadPoolExecutor() as pool:
-            options = QUICK_COMPILE.get(jax.default_backend())
-            compiled = list(pool.map(lambda each: each.compile(compiler_options=options), lowered))
+            quick = QUICK_COMPILE.get(jax.default_backend())
+            compiled = list(pool.map(lambda each: each.compile(compiler_options=quick), lowered))
         own = [_own_bytes(program) for program in compiled]
         # A step's model may start before the sampler of the one before it has given back what it used.
         return max(own[: len(models)]) + max(own[len(models) :])
