@@ -13,16 +13,15 @@ from jaxdeploy.engine.batch import StepLayout
 from jaxdeploy.engine.buckets import Buckets
 from jaxdeploy.engine.limits import Limits
 from jaxdeploy.engine.program_cache import ProgramCache
-from jaxdeploy.engine.step import Scores, model_program, sampler_program
+from jaxdeploy.engine.step import COMPILER_OPTIONS, Scores, model_program, sampler_program
 from jaxdeploy.errors import MemoryBudgetError
 from jaxdeploy.model.decoder import Decoder
 from jaxdeploy.sampling.extent import Extent
 from jaxdeploy.sampling.slots import SlotState
 
 CPU_POOL_BYTES = 2**30
-QUICK_COMPILE: dict[str, dict[str, str | bool | int | float]] = {"gpu": {"xla_gpu_autotune_level": 0}}
-"""Compiler options by platform where only sizes are wanted: no trying out of matmul kernels, which differ in speed, not in results'
-sizes."""
+QUICK_OPTIONS: dict[str, dict[str, str | bool | int | float]] = {"gpu": {"xla_gpu_autotune_level": 0}}
+"""By platform, where only sizes are wanted: trying out matmul kernels takes most of a compilation and changes no size to speak of."""
 
 
 def plan_memory(
@@ -106,7 +105,8 @@ def step_memory(
     def compute() -> int:
         lowered = [program.lower() for program in models + samplers]
         with ThreadPoolExecutor() as pool:
-            quick = QUICK_COMPILE.get(jax.default_backend())
+            platform = jax.default_backend()
+            quick = COMPILER_OPTIONS.get(platform, {}) | QUICK_OPTIONS.get(platform, {})
             compiled = list(pool.map(lambda each: each.compile(compiler_options=quick), lowered))
         own = [_own_bytes(program) for program in compiled]
         # A step's model may start before the sampler of the one before it has given back what it used.

@@ -22,7 +22,7 @@ from jax.experimental.serialize_executable import deserialize_and_load, serializ
 
 import jaxdeploy
 import pallas_kernels
-from jaxdeploy.engine.step import Program
+from jaxdeploy.engine.step import COMPILER_OPTIONS, Program
 
 _log = logging.getLogger(__name__)
 _JAX_CACHE_HIT = "/jax/compilation_cache/cache_hits"
@@ -84,7 +84,7 @@ class ProgramCache:
         runs (seen with jax 0.12.0.1: "Function ... not found"). The next start finds it in JAX's cache once more.
         """
         before = _hits()
-        compiled = lowered.compile()
+        compiled = lowered.compile(compiler_options=COMPILER_OPTIONS.get(jax.default_backend()))
         if _hits() == before or jax.devices()[0].platform != "cpu":
             self.store(program, compiled)
         return compiled
