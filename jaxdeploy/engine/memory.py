@@ -21,7 +21,7 @@ from jaxdeploy.sampling.slots import SlotState
 
 CPU_POOL_BYTES = 2**30
 QUICK_OPTIONS: dict[str, dict[str, str | bool | int | float]] = {"gpu": {"xla_gpu_autotune_level": 0}}
-"""By platform, where only sizes are wanted: trying out matmul kernels takes most of a compilation and changes no size to speak of."""
+"""By platform, where only sizes are wanted: trying out matmul kernels takes most of a compilation and hardly changes a size."""
 
 
 def plan_memory(

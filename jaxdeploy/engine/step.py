@@ -19,7 +19,6 @@ from jaxdeploy.sampling.extent import Extent
 from jaxdeploy.sampling.sampler import Sampled, sample
 from jaxdeploy.sampling.slots import SlotState
 
-
 COMPILER_OPTIONS: dict[str, dict[str, str | bool | int | float]] = {
     "gpu": {"xla_disable_hlo_passes": "rematerialization"}
 }
