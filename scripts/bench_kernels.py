@@ -19,6 +19,7 @@ BENCHMARKS = {
     "paged_attention": "kernel_bench.paged_attention",
     "kv_write": "kernel_bench.kv_write",
     "rms_norm": "kernel_bench.rms_norm",
+    "head_basis": "kernel_bench.head_basis",
 }
 
 

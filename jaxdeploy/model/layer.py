@@ -62,7 +62,8 @@ class Attention(nn.Module):
         matrix, root = whole_rotation(head_dim, qkv.dtype.name) if rotates_values else (None, 1.0)
         if c.qk_norm or c.rotates_keys or rotates_values:
             if c.qk_norm or not c.rotates_keys or self.is_mutable_collection(MOMENTS):
-                q, k, v = self._turned(*self._split(qkv, step, layer), layer)
+                q, k, v = self._split(qkv, step, layer)
+                q, k, v = self._turned(q, k, v, layer)
             else:
                 for_keys, for_queries = self._bases()
                 q, k, v = rope_change_basis(qkv, step.cos, step.sin, for_queries, for_keys, layer, matrix, divisor=root)

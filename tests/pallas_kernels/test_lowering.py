@@ -16,6 +16,7 @@ from jaxdeploy.model.decoder import Decoder, describe_parameters
 from jaxdeploy.sampling.extent import Extent
 from jaxdeploy.sampling.slots import SlotState
 from jaxdeploy.weights.tiled_tensor import tile_weights
+from pallas_kernels.head_basis.api import rope_change_basis, turn_heads
 from pallas_kernels.int4_matmul import cases as matmul_cases
 from pallas_kernels.int4_matmul.api import int4_matmul, int4_matmul_tiles
 from pallas_kernels.int4_matmul.tiles import groups_per_tile, padded
@@ -117,6 +118,23 @@ def test_kv_write(case, tokens):
     assert f"-> (tensor<{tokens}x{case.heads}x{case.head_dim}xbf16>" in text, "with RoPE it returns the queries"
 
 
+@pytest.mark.parametrize("tokens", [1, TOKENS])
+@pytest.mark.parametrize("case", attention_cases.CASES, ids=case_id)
+def test_head_basis(case, tokens):
+    size = case.head_dim
+    qkv = struct((tokens, case.heads + 2 * case.kv_heads, size), jnp.bfloat16)
+    angles = struct((tokens, size // 2), jnp.float32)
+    base = struct((LAYERS, case.kv_heads, size, size), jnp.bfloat16)
+    matrix, out = struct((size, size), jnp.bfloat16), struct((tokens, case.heads, size), jnp.bfloat16)
+    texts = [
+        lower_for_cuda(partial(rope_change_basis, divisor=8.0), qkv, angles, angles, base, base, ints(), matrix),
+        lower_for_cuda(partial(turn_heads, divisor=8.0), out, matrix),
+    ]
+    for text in texts:
+        assert text.count("@mosaic_gpu_v2") == (1 if size in (64, 128) else 0), "the kernel, or the reference"
+        assert f"-> (tensor<{tokens}x{case.heads}x{size}xbf16>" in text
+
+
 LLAMA_3_8B = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -156,6 +174,19 @@ def test_step_of_llama_3_8b(quantization, quant_policy, bucket):
     assert text.count("tf.aliasing_output") == len(jax.tree.leaves((pages, scores))), "both are updated in place"
     assert "stablehlo.scatter" not in text, "the kernel writes, not the reference"
     assert ("add_rms_norm_mosaic_gpu" in text) == bucket.decode, "of a prefill XLA fuses add and norm"
+
+
+@pytest.mark.parametrize("bucket", [Bucket(64, 64, True, 64), Bucket(1024, 48, False, 64)], ids=str)
+def test_step_of_llama_3_8b_with_a_rotated_cache(bucket):
+    config = ModelConfig.from_hf(LLAMA_3_8B | {"quantization_config": AWQ}).with_rotation(foldable=True)
+    params = jax.eval_shape(tile_weights, meta.unbox(describe_parameters(config, "bfloat16")))
+    pages = jax.eval_shape(partial(KVPages.create, config, PAGES, quant_policy=4, dtype="bfloat16"))
+    layout = StepLayout(bucket, table_width=WIDTH, padding_slot=128)
+    scores = jax.eval_shape(lambda: Scores.create(bucket.sampler_rows, config.vocab_size))
+    step = partial(run_model, Decoder(config, "bfloat16"), layout)
+    text = lower_for_cuda(step, params, pages, scores, ints(129), ints(layout.size), donate=(1, 2))
+    kernels = 2 if bucket.decode else 0  # q, k and v; the output. A prefill is a matter of matrix products
+    assert text.count("head_basis_mosaic_gpu") == kernels
 
 
 @pytest.mark.parametrize("extent", Extent)
