@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int32
 from pallas_kernels.kv_write.api import BITS
 from pallas_kernels.paged_attention import mosaic
 from pallas_kernels.paged_attention.debug import check_pages
-from pallas_kernels.paged_attention.reference import Pages, decode_reference, prefill_reference
+from pallas_kernels.paged_attention.reference import Context, Pages, decode_reference, prefill_reference
 
 IMPLEMENTATIONS = ("mosaic", "reference")
 """The default takes "mosaic" where a program is compiled for CUDA and the kernel can take the call."""
@@ -83,7 +83,7 @@ def paged_decode(
     bits, options = k_pages.bits, {"scale": scale, "soft_cap": soft_cap}
 
     def run(decode, q, k, k_pairs, v, v_pairs, *rest):
-        return decode(q, Pages(k, k_pairs, bits), Pages(v, v_pairs, bits), *rest, **options)
+        return decode(q, Context(Pages(k, k_pairs, bits), Pages(v, v_pairs, bits), *rest), **options)
 
     return _choose(
         implementation, mosaic.reason_not_decode(q, k_pages, block_table.shape[1]),
@@ -120,13 +120,14 @@ def paged_prefill(
     check_pages(block_table, context_lens, pages=pages, page_size=page_size)
     bits, options = k_pages.bits, {"scale": scale, "soft_cap": soft_cap}
 
-    def run(prefill, q, k, k_pairs, v, v_pairs, *rest):
-        return prefill(q, Pages(k, k_pairs, bits), Pages(v, v_pairs, bits), *rest, **options)
+    def run(prefill, q, query_start, k, k_pairs, v, v_pairs, *rest):
+        context = Context(Pages(k, k_pairs, bits), Pages(v, v_pairs, bits), *rest)
+        return prefill(q, context, query_start, **options)
 
     reason = mosaic.reason_not_prefill(q, k_pages, block_table.shape[0])
     return _choose(
         implementation, reason,
         partial(run, mosaic.prefill), partial(run, prefill_reference),
-        q, k_pages.values, k_pages.pairs, v_pages.values, v_pages.pairs,
-        jnp.asarray(layer, jnp.int32), block_table, query_start, context_lens, jnp.asarray(window, jnp.int32),
+        q, query_start, k_pages.values, k_pages.pairs, v_pages.values, v_pages.pairs,
+        jnp.asarray(layer, jnp.int32), block_table, context_lens, jnp.asarray(window, jnp.int32),
     )  # fmt: skip

@@ -12,7 +12,7 @@ from pallas_kernels.paged_attention.fragments import Stored
 from pallas_kernels.paged_attention.merge_mosaic import merge_partials
 from pallas_kernels.paged_attention.prefill_mosaic import PrefillShape, prefill_tiles_attention
 from pallas_kernels.paged_attention.prefill_tiles import Tiles
-from pallas_kernels.paged_attention.reference import Pages
+from pallas_kernels.paged_attention.reference import Context, Pages
 from pallas_kernels.ptx import SHORT_NAMES
 
 
@@ -51,12 +51,7 @@ def reason_not_decode(
 
 def decode(
     q: Float[Array, "B N H"],
-    k_pages: Pages,
-    v_pages: Pages,
-    layer: Int32[Array, ""],
-    block_table: Int32[Array, "B W"],
-    context_lens: Int32[Array, " B"],
-    window: Int32[Array, ""],
+    context: Context,
     *,
     scale: float,
     soft_cap: float = 0.0,
@@ -67,6 +62,7 @@ def decode(
     Raises:
         ValueError: a call that ``reason_not_decode`` names a reason for.
     """
+    k_pages, v_pages, layer, block_table, lens, window = context
     shape = decode_shape(q, k_pages, block_table.shape[1], scale=scale, soft_cap=soft_cap)
     if isinstance(shape, str):
         raise ValueError(f"the decode kernel can't take this call: {shape}")
@@ -75,9 +71,9 @@ def decode(
         raise ValueError(f"the decode kernel can't take this call: {reason}")
     window = window.reshape(1)
     partials, stats, split = decode_mosaic.decode_partials(
-        q, _pools(k_pages, v_pages), layer.reshape(1), block_table, context_lens, window, shape, config
+        q, _pools(k_pages, v_pages), layer.reshape(1), block_table, lens, window, shape, config
     )
-    return merge_partials(partials, stats, context_lens, window, split, str(jnp.dtype(q.dtype)))
+    return merge_partials(partials, stats, lens, window, split, str(jnp.dtype(q.dtype)))
 
 
 def prefill_shape(
@@ -102,13 +98,8 @@ def reason_not_prefill(q: Float[Array, "T N H"], k_pages: Pages, rows: int) -> s
 
 def prefill(
     q: Float[Array, "T N H"],
-    k_pages: Pages,
-    v_pages: Pages,
-    layer: Int32[Array, ""],
-    block_table: Int32[Array, "B W"],
-    query_start: Int32[Array, "B+1"],
-    context_lens: Int32[Array, " B"],
-    window: Int32[Array, ""],
+    context: Context,
+    query_start: Int32[Array, " S"],
     *,
     scale: float,
     soft_cap: float = 0.0,
@@ -120,13 +111,14 @@ def prefill(
     Raises:
         ValueError: a call that ``reason_not_prefill`` names a reason for.
     """
+    k_pages, v_pages, layer, block_table, lens, window = context
     shape = prefill_shape(q, k_pages, block_table.shape[0], scale=scale, soft_cap=soft_cap)
     if isinstance(shape, str):
         raise ValueError(f"the prefill kernel can't take this call: {shape}")
     shape = replace(shape, key_tile=key_tile, stages=stages)
     tiles = Tiles.of(query_start, q.shape[0])
     pools = _pools(k_pages, v_pages)
-    return prefill_tiles_attention(q, pools, layer, block_table, tiles, context_lens, window, shape)
+    return prefill_tiles_attention(q, pools, layer, block_table, tiles, lens, window, shape)
 
 
 def _pools(k_pages: Pages, v_pages: Pages) -> tuple[Array, ...]:

@@ -42,6 +42,25 @@ class Pages(NamedTuple):
         return tokens.transpose(0, 2, 1, 3, 4).reshape(b, k, c * page, h)
 
 
+class Context(NamedTuple):
+    """What queries look at: tokens in pages of a layer.
+
+    Attributes:
+        k_pages, v_pages: pools.
+        layer: whose pages.
+        block_table: pages of each sequence in order.
+        lens: tokens of each sequence in its pages; 0 for a padding row.
+        window: a key is seen if fewer than ``window`` positions back; 0 sees all.
+    """
+
+    k_pages: Pages
+    v_pages: Pages
+    layer: Int32[Array, ""]
+    block_table: Int32[Array, "B W"]
+    lens: Int32[Array, " B"]
+    window: Int32[Array, ""]
+
+
 class Running(NamedTuple):
     """State of the online softmax for queries [B, K, G, T]: maximum, sum of exponentials, weighted values."""
 
@@ -71,16 +90,10 @@ class Running(NamedTuple):
 
 
 def _walk(
-    q: Float[Array, "B T K G H"],
-    positions: Int32[Array, "B T"],
-    k_pages: Pages,
-    v_pages: Pages,
-    layer: Int32[Array, ""],
-    table: Int32[Array, "B W"],
-    window: Int32[Array, ""],
-    soft_cap: float,
+    q: Float[Array, "B T K G H"], positions: Int32[Array, "B T"], context: Context, soft_cap: float
 ) -> Float[Array, "B T K G H"]:
     """Attention of queries at absolute ``positions`` (-1 sees nothing) over all keys at or before them."""
+    k_pages, v_pages, layer, table, _, window = context
     page = k_pages.page_size
     chunk_pages = max(1, CHUNK_TOKENS // page)
     table = jnp.pad(table, ((0, 0), (0, -table.shape[1] % chunk_pages)))
@@ -111,43 +124,29 @@ def _grouped(q: Float[Array, "T N H"], kv_heads: int, scale: float) -> Float[Arr
 
 
 def decode_reference(
-    q: Float[Array, "B N H"],
-    k_pages: Pages,
-    v_pages: Pages,
-    layer: Int32[Array, ""],
-    block_table: Int32[Array, "B W"],
-    context_lens: Int32[Array, " B"],
-    window: Int32[Array, ""],
-    *,
-    scale: float,
-    soft_cap: float = 0.0,
+    q: Float[Array, "B N H"], context: Context, *, scale: float, soft_cap: float = 0.0
 ) -> Float[Array, "B N H"]:
     """One query token per sequence, at the last position of its context; 0 where the context is empty."""
-    grouped = _grouped(q, k_pages.values.shape[2], scale)
-    out = _walk(grouped[:, None], context_lens[:, None] - 1, k_pages, v_pages, layer, block_table, window, soft_cap)
+    grouped = _grouped(q, context.k_pages.values.shape[2], scale)
+    out = _walk(grouped[:, None], context.lens[:, None] - 1, context, soft_cap)
     return out.reshape(q.shape).astype(q.dtype)
 
 
 def prefill_reference(
     q: Float[Array, "T N H"],
-    k_pages: Pages,
-    v_pages: Pages,
-    layer: Int32[Array, ""],
-    block_table: Int32[Array, "B W"],
-    query_start: Int32[Array, "B+1"],
-    context_lens: Int32[Array, " B"],
-    window: Int32[Array, ""],
+    context: Context,
+    query_start: Int32[Array, " S"],
     *,
     scale: float,
     soft_cap: float = 0.0,
 ) -> Float[Array, "T N H"]:
     """Ragged chunks of new tokens: row b owns queries ``query_start[b]:query_start[b + 1]``, the last ones of its context.
 
-    Queries of no row (padding) come out 0.
+    S is B + 1. Queries of no row (padding) come out 0.
     """
     t = q.shape[0]
     tile = min(QUERY_TILE, t)
-    grouped = jnp.pad(_grouped(q, k_pages.values.shape[2], scale), ((0, tile), (0, 0), (0, 0), (0, 0)))
+    grouped = jnp.pad(_grouped(q, context.k_pages.values.shape[2], scale), ((0, tile), (0, 0), (0, 0), (0, 0)))
     starts, lens = query_start[:-1], jnp.diff(query_start)
 
     def add_row(row, out):
@@ -155,10 +154,10 @@ def prefill_reference(
             begin = starts[row] + i * tile
             place = i * tile + jnp.arange(tile, dtype=jnp.int32)
             mine = place < lens[row]
-            positions = jnp.where(mine, context_lens[row] - lens[row] + place, -1)
+            positions = jnp.where(mine, context.lens[row] - lens[row] + place, -1)
             queries = lax.dynamic_slice_in_dim(grouped, begin, tile)
-            table = lax.dynamic_slice_in_dim(block_table, row, 1)
-            new = _walk(queries[None], positions[None], k_pages, v_pages, layer, table, window, soft_cap)[0]
+            table = lax.dynamic_slice_in_dim(context.block_table, row, 1)
+            new = _walk(queries[None], positions[None], context._replace(block_table=table), soft_cap)[0]
             old = lax.dynamic_slice_in_dim(out, begin, tile)
             return lax.dynamic_update_slice_in_dim(out, jnp.where(mine[:, None, None, None], new, old), begin, axis=0)
 
