@@ -28,8 +28,17 @@ def change_basis(
     tokens, heads, size = x.shape
     matrix = lax.dynamic_index_in_dim(bases, layer, 0, keepdims=False)
     grouped = x.reshape(tokens, len(matrix), heads // len(matrix), size)
-    out = jnp.einsum("tkgh,khi->tkgi", grouped, matrix.astype(x.dtype), preferred_element_type=jnp.float32)
+    out = lax.platform_dependent(grouped, matrix.astype(x.dtype), cpu=_multiply_wide, default=_multiply)
     return out.reshape(x.shape).astype(x.dtype)
+
+
+def _multiply(x, matrices):
+    return jnp.einsum("tkgh,khi->tkgi", x, matrices, preferred_element_type=jnp.float32)
+
+
+def _multiply_wide(x, matrices):
+    """The same sums: XLA's CPU backend (jax 0.12) runs no batched product of bfloat16 that is accumulated in float32."""
+    return _multiply(x.astype(jnp.float32), matrices.astype(jnp.float32))
 
 
 def rope_change_basis_reference(

@@ -7,6 +7,7 @@ import pytest
 from jaxtyping import config as jaxtyping_config
 
 from pallas_kernels.head_basis.api import rope_change_basis, turn_heads
+from pallas_kernels.head_basis.reference import change_basis
 
 TOKENS, HEADS, KV_HEADS, SIZE, LAYERS, LAYER = 3, 4, 2, 8, 3, 1
 
@@ -85,3 +86,14 @@ def test_the_kernel_takes_heads_of_two_sizes(monkeypatch):
         turn_heads(x, matrix, implementation="mosaic")
     with pytest.raises(ValueError, match=r"matrix \(64, 64\) for heads of 96"):
         turn_heads(x, matrix[:64, :64])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_every_dtype_runs_on_a_cpu(dtype):
+    x = jax.random.normal(jax.random.key(0), (3, 8, 16)).astype(dtype)
+    bases = jax.random.normal(jax.random.key(1), (2, 4, 16, 16)).astype(dtype)
+    out = jax.jit(change_basis)(x, bases, jnp.int32(1))
+    assert out.dtype == dtype
+    wide = np.asarray(x, np.float64).reshape(3, 4, 2, 16)
+    expected = np.einsum("tkgh,khi->tkgi", wide, np.asarray(bases[1], np.float64)).reshape(3, 8, 16)
+    np.testing.assert_allclose(np.asarray(out, np.float64), expected, rtol=1e-2, atol=1e-1)
