@@ -161,6 +161,7 @@ class Executor:
         samplers = [
             (self._samplers, (extent, rows), sampler_program(extent, self.state, scores))
             for extent in Extent
+            if extent is not Extent.GREEDY  # the model program knows these tokens
             for rows, scores in self._scores.items()
         ]
         return [*models, *samplers]
@@ -200,21 +201,23 @@ class Executor:
 
     def launch(self, plan: StepPlan) -> "LaunchedStep":
         """Start one step, and the copy of its tokens to the host; waits for neither."""
-        tokens = sum(row.count for row in plan.rows)
-        bucket = self.buckets.fit(tokens=tokens, rows=len(plan.rows), decode=plan.decode)
+        fed = sum(row.count for row in plan.rows)
+        bucket = self.buckets.fit(tokens=fed, rows=len(plan.rows), decode=plan.decode)
         self._inputs[bucket] = overwrite(self._inputs[bucket], self._layout(bucket).pack(plan))
         rows = bucket.sampler_rows
-        self.pages, self._scores[rows] = self._models[bucket](
+        self.pages, self._scores[rows], last_token, tokens = self._models[bucket](
             self.params, self.pages, self._scores[rows], self.state.last_token, self._inputs[bucket]
         )
+        self.state = replace(self.state, last_token=last_token)
         extent = Extent.most(row.sequence.extent for row in plan.rows if row.samples)
-        sampler = self._samplers[extent, rows]
         if extent is Extent.ALL:
-            self.state, sampled = sampler(self.state, self._scores[rows])
+            self.state, sampled = self._samplers[extent, rows](self.state, self._scores[rows])
         else:
-            rest = replace(self.state, last_token=None)
-            last_token, tokens = sampler(self.state.last_token, rest, self._scores[rows])
-            self.state, sampled = replace(self.state, last_token=last_token), Sampled(tokens, *NO_REPORT)
+            if extent is not Extent.GREEDY:
+                rest = replace(self.state, last_token=None)
+                last_token, tokens = self._samplers[extent, rows](last_token, rest, self._scores[rows])
+                self.state = replace(self.state, last_token=last_token)
+            sampled = Sampled(tokens, *NO_REPORT)
         logprobs = any(row.sequence.request.config.logprobs is not None for row in plan.rows)
         step = LaunchedStep(plan, sampled, wanted=sampled._fields if logprobs and extent is Extent.ALL else ("tokens",))
         for name in step.wanted:

@@ -1,6 +1,7 @@
-"""The two compiled programs of a step, on state that never leaves the device: the model, then the sampler.
+"""The compiled programs of a step, on state that never leaves the device: the model with the likeliest tokens, and the sampler.
 
-They are apart because they vary apart: the model by bucket, the sampler by number of rows and by what the rows ask for.
+They are apart because they vary apart: the model by bucket, the sampler by number of rows and by what the rows ask for. Rows that
+all want the likeliest token need no sampler.
 """
 
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from jaxdeploy.cache.kv_pages import KVPages
 from jaxdeploy.engine.batch import StepLayout
 from jaxdeploy.model.decoder import Decoder, next_logits, run_layers
 from jaxdeploy.sampling.extent import Extent
-from jaxdeploy.sampling.sampler import Sampled, sample
+from jaxdeploy.sampling.sampler import Sampled, likeliest, sample
 from jaxdeploy.sampling.slots import SlotState
 
 COMPILER_OPTIONS: dict[str, dict[str, str | bool | int | float]] = {
@@ -77,8 +78,13 @@ def run_model(
     scores: Scores,
     last_token: Int32[Array, " S"],
     packed: Int32[Array, " size"],
-) -> tuple[KVPages, Scores]:
-    """Feed the tokens of a packed plan; returns the pages, and the scores in the place of those handed in."""
+) -> tuple[KVPages, Scores, Int32[Array, " S"], Int32[Array, " R"]]:
+    """Feed the tokens of a packed plan.
+
+    Returns:
+        The pages; the scores in the place of those handed in; ``last_token`` with the likeliest tokens where that is wanted, which
+        a sampler that runs next replaces; the likeliest tokens.
+    """
     del scores
     inputs = layout.unpack(packed)
     token_slots = jnp.take(inputs.slots, inputs.model.rows)
@@ -88,19 +94,27 @@ def run_model(
     bucket = layout.bucket
     places = bucket.rows if bucket.decode else bucket.sampler_rows
     logits = next_logits(model, params, hidden[inputs.picks[:places]])
-    logits = jnp.pad(logits, ((0, bucket.sampler_rows - places), (0, 0)))
-    return pages, Scores(logits, inputs.sampler_rows)
+    scores = Scores(jnp.pad(logits, ((0, bucket.sampler_rows - places), (0, 0))), inputs.sampler_rows)
+    tokens = jnp.pad(likeliest(logits), (0, bucket.sampler_rows - places))
+    return pages, scores, _keep(last_token, scores, tokens)[0], tokens
 
 
 def run_sampler(extent: Extent, state: SlotState, scores: Scores) -> tuple[SlotState, Sampled]:
     """Sample at each place and keep the token for the next step where that is wanted."""
-    slots, keeps, made = scores.rows[0], scores.rows[1] == 1, scores.rows[2]
-    sampled = sample(scores.logits, state, slots, made, extent=extent)
-    kept = jnp.where(keeps, sampled.tokens, state.last_token[slots])
-    state = replace(state, last_token=state.last_token.at[slots].set(kept))
+    sampled = sample(scores.logits, state, scores.rows[0], scores.rows[2], extent=extent)
+    last_token, kept = _keep(state.last_token, scores, sampled.tokens)
+    state = replace(state, last_token=last_token)
     if extent is Extent.ALL:
-        state = state.count(slots, kept, jnp.zeros_like(keeps), keeps)
+        keeps = scores.rows[1] == 1
+        state = state.count(scores.rows[0], kept, jnp.zeros_like(keeps), keeps)
     return state, sampled
+
+
+def _keep(last_token: Array, scores: Scores, tokens: Array) -> tuple[Array, Array]:
+    """``last_token`` with the tokens of places that keep theirs, and what each place's slot holds now."""
+    slots, keeps = scores.rows[0], scores.rows[1] == 1
+    kept = jnp.where(keeps, tokens, last_token[slots])
+    return last_token.at[slots].set(kept), kept
 
 
 def model_program(
@@ -113,7 +127,7 @@ def model_program(
     *,
     unroll: bool = True,
 ) -> Program:
-    """The model of one bucket; pages and scores are donated.
+    """The model of one bucket; pages, scores and ``last_token`` are donated.
 
     Args:
         unroll: write the layers out where that is faster to run; it takes longer to compile.
@@ -131,8 +145,8 @@ def model_program(
         f"model {layout} {model.dtype} unroll={model.unroll} {model.config}",
         step,
         (params, pages, scores, last_token, packed),
-        donated=(1, 2),
-        results=(pages, scores),
+        donated=(1, 2, 3),
+        results=(pages, scores, "last_token", "tokens"),
     )
 
 

@@ -50,10 +50,8 @@ def sample(
         state: of all slots; tokens so far are counted in those that have penalties.
         slots: each row's slot.
         made: tokens that each row's answer has so far.
-        extent: all that any of the rows asks for.
+        extent: all that any of the rows asks for. Where that is the likeliest token alone, ``likeliest`` does.
     """
-    if extent is Extent.GREEDY:
-        return Sampled(_likeliest(logits), *_no_report(logits))
     options = jax.tree.map(lambda leaf: leaf[slots], state.options)
     if extent < Extent.ALL:
         keep = _kept if extent is Extent.FILTER else _all_kept
@@ -65,7 +63,7 @@ def sample(
     tokens = lax.cond(
         jnp.any(options.temperature > 0),
         partial(_draw, kept=_kept_if_asked),
-        lambda x, *_: _likeliest(x),
+        lambda x, *_: likeliest(x),
         edited,
         options,
         made,
@@ -73,7 +71,8 @@ def sample(
     return Sampled(tokens, *lax.cond(jnp.any(options.logprobs), _report, _no_report, logits, tokens))
 
 
-def _likeliest(logits):
+def likeliest(logits: Float[Array, "*B V"]) -> Int32[Array, "*B"]:
+    """The token of the highest score, the first of several."""
     return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
 
@@ -137,7 +136,7 @@ def _draw(logits, options: SlotOptions, made, kept: Callable[..., Bool[Array, "B
         return jax.random.gumbel(jax.random.fold_in(jax.random.key(seed), step), (logits.shape[1],))
 
     noisy = jnp.where(keep, scaled + jax.vmap(noise)(options.seed, made), -jnp.inf)
-    return _likeliest(jnp.where(greedy[:, None], logits, noisy))
+    return likeliest(jnp.where(greedy[:, None], logits, noisy))
 
 
 def _all_kept(scaled, options: SlotOptions) -> Bool[Array, "B V"]:
@@ -160,7 +159,7 @@ def _kept(scaled: Float[Array, "B V"], options: SlotOptions) -> Bool[Array, "B V
     ranked = jnp.where(keep, keys, jnp.uint32(2**32 - 2))
     keep &= (options.top_p[:, None] >= 1) | keep_until(ranked, left, options.top_p * jnp.sum(left, axis=-1))
     keep &= weights >= options.min_p[:, None]
-    return keep | (jnp.arange(scaled.shape[1], dtype=jnp.int32) == _likeliest(scaled)[:, None])
+    return keep | (jnp.arange(scaled.shape[1], dtype=jnp.int32) == likeliest(scaled)[:, None])
 
 
 def _report(logits, tokens):
