@@ -1,33 +1,19 @@
 """Shapes, errors and the choice of implementation of the heads' change of basis."""
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float, Int32
 
 from pallas_kernels.head_basis import mosaic
 from pallas_kernels.head_basis.reference import rope_change_basis_reference, turn_heads_reference
+from pallas_kernels.implementation import run_implementation
 
-IMPLEMENTATIONS = ("mosaic", "reference")
-"""The default takes "mosaic" for up to MOST_TOKENS tokens where a program is compiled for CUDA and the kernel can take the call."""
 MOST_TOKENS = 512
-"""Of a decode step. With more it is a matter of matrix products, which are cuBLAS's."""
+"""That the default takes the kernel for: those of a decode step.
 
-
-def _choose(implementation: str | None, reason: str | None, kernel: Callable, reference: Callable, *arrays: Any) -> Any:
-    """Run the named implementation, or leave the choice to the platform that the program is compiled for."""
-    if implementation not in (None, *IMPLEMENTATIONS):
-        raise ValueError(f"{implementation=} is unknown; there are {IMPLEMENTATIONS}")
-    if implementation == "mosaic":
-        if reason:
-            raise ValueError(f"{implementation=} can't take this call: {reason}")
-        return kernel(*arrays)
-    if implementation == "reference" or reason or arrays[0].shape[0] > MOST_TOKENS:
-        return reference(*arrays)
-    return lax.platform_dependent(*arrays, cuda=kernel, default=reference)
+With more it is a matter of matrix products, which are cuBLAS's.
+"""
 
 
 def turn_heads(
@@ -50,7 +36,9 @@ def turn_heads(
     if matrix.shape != (x.shape[-1],) * 2:
         raise ValueError(f"matrix {matrix.shape} for heads of {x.shape[-1]} values must be square, of that size")
     kernel, reference = (partial(f, divisor=divisor) for f in (mosaic.turn_heads, turn_heads_reference))
-    return _choose(implementation, mosaic.reason_not(x, (matrix,)), kernel, reference, x, matrix)
+    reason = mosaic.reason_not(x, (matrix,))
+    worth_it = x.shape[0] <= MOST_TOKENS
+    return run_implementation(implementation, reason, kernel, reference, x, matrix, worth_it=worth_it)
 
 
 def rope_change_basis(
@@ -96,5 +84,6 @@ def rope_change_basis(
     matrices = (for_queries, for_keys) if for_values is None else (for_queries, for_keys, for_values)
     reason = mosaic.reason_not(qkv, matrices)
     kernel, reference = (partial(f, divisor=divisor) for f in (mosaic.rope_change_basis, rope_change_basis_reference))
-    layer = jnp.asarray(layer, jnp.int32)
-    return _choose(implementation, reason, kernel, reference, qkv, cos, sin, for_queries, for_keys, layer, for_values)
+    arrays = qkv, cos, sin, for_queries, for_keys, jnp.asarray(layer, jnp.int32), for_values
+    worth_it = qkv.shape[0] <= MOST_TOKENS
+    return run_implementation(implementation, reason, kernel, reference, *arrays, worth_it=worth_it)

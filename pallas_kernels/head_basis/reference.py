@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int32
 
-from pallas_kernels.kv_write.reference import apply_rotation
+from pallas_kernels.kv_write.reference import rope_qkv
 
 
 def turn_heads_reference(
@@ -53,9 +53,6 @@ def rope_change_basis_reference(
     divisor: float,
 ) -> tuple[Float[Array, "T N H"], Float[Array, "T K H"], Float[Array, "T K H"]]:
     """Queries and keys after RoPE in their bases; values by ``turn_heads_reference``, as they are for None."""
-    kv_heads = for_keys.shape[1]
-    heads = qkv.shape[1] - 2 * kv_heads
-    q, k, v = jnp.split(qkv, (heads, heads + kv_heads), axis=1)
-    q, k = apply_rotation(q, cos, sin), apply_rotation(k, cos, sin)
+    q, k, v = rope_qkv(qkv, cos, sin, for_keys.shape[1])
     k, q = change_basis(k, for_keys, layer), change_basis(q, for_queries, layer)
     return q, k, v if for_values is None else turn_heads_reference(v, for_values, divisor=divisor)

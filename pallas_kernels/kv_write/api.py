@@ -1,37 +1,18 @@
 """Shapes, errors and the choice of implementation of the KV write."""
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float, Int32
 
+from pallas_kernels.implementation import run_implementation
 from pallas_kernels.kv_write import mosaic
 from pallas_kernels.kv_write.reference import Pools, kv_write_reference, rope_kv_write_reference
 
 BITS = (16, 8, 4)
-IMPLEMENTATIONS = ("mosaic", "reference")
-"""The default takes "mosaic" where a program is compiled for CUDA and the kernel can take the call."""
-MOST_TOKENS = 1 << 30
-"""The default takes the kernel for so many new tokens and fewer; a name takes it for any."""
 
 
-def _choose(implementation: str | None, reason: str | None, kernel: Callable, reference: Callable, *arrays: Any) -> Any:
-    """Run the named implementation, or leave the choice to the platform that the program is compiled for."""
-    if implementation == "mosaic":
-        if reason:
-            raise ValueError(f"{implementation=} can't take this call: {reason}")
-        return kernel(*arrays)
-    if implementation == "reference" or reason or arrays[1].shape[0] > MOST_TOKENS:
-        return reference(*arrays)
-    return lax.platform_dependent(*arrays, cuda=kernel, default=reference)
-
-
-def _check(pools: Pools, head_dim: int, bits: int, implementation: str | None) -> None:
-    if implementation not in (None, *IMPLEMENTATIONS):
-        raise ValueError(f"{implementation=} is unknown; there are {IMPLEMENTATIONS}")
+def _check(pools: Pools, head_dim: int, bits: int) -> None:
     if bits not in BITS:
         raise ValueError(f"{bits=} must be one of {BITS}")
     if pools.k.shape != pools.v.shape:
@@ -74,12 +55,12 @@ def kv_write(
         ValueError: an unknown ``bits``, pools that don't hold H values of that width or lack pairs; an unknown implementation or
             one that can't take the call.
     """
-    _check(pools, k.shape[-1], bits, implementation)
+    _check(pools, k.shape[-1], bits)
     if k.shape != v.shape or k.dtype != v.dtype:
         raise ValueError(f"new keys and values differ: {k.dtype}{k.shape} and {v.dtype}{v.shape}")
     if k.shape[1] != pools.k.shape[2]:
         raise ValueError(f"{k.shape[1]} new KV heads for pools of {pools.k.shape[2]}")
-    return _choose(
+    return run_implementation(
         implementation, mosaic.reason_not(pools, k, bits, turned=False),
         partial(mosaic.kv_write, bits=bits), partial(kv_write_reference, bits=bits),
         pools, k, v, jnp.asarray(layer, jnp.int32), page_ids, offsets,
@@ -111,14 +92,14 @@ def rope_kv_write(
     Raises:
         ValueError: as ``kv_write``, and heads that leave no queries.
     """
-    _check(pools, qkv.shape[-1], bits, implementation)
+    _check(pools, qkv.shape[-1], bits)
     if qkv.shape[1] <= 2 * pools.k.shape[2]:
         raise ValueError(
             f"{qkv.shape[1]} heads of q, k and v leave no queries beside pools of {pools.k.shape[2]} KV heads"
         )
     if 2 * cos.shape[-1] != qkv.shape[-1] or cos.dtype != jnp.float32:
         raise ValueError(f"cos and sin of {cos.dtype}{cos.shape} must be float32 of half of head_dim {qkv.shape[-1]}")
-    return _choose(
+    return run_implementation(
         implementation, mosaic.reason_not(pools, qkv, bits, turned=True),
         partial(mosaic.rope_kv_write, bits=bits), partial(rope_kv_write_reference, bits=bits),
         pools, qkv, cos, sin, jnp.asarray(layer, jnp.int32), page_ids, offsets,

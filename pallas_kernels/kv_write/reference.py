@@ -112,6 +112,15 @@ def scatter_reference(
     return pages.at[layers, page_ids, :, offsets].set(new.astype(pages.dtype), mode="drop")
 
 
+def rope_qkv(
+    qkv: Float[Array, "T M H"], cos: Float[Array, "T F"], sin: Float[Array, "T F"], kv_heads: int
+) -> tuple[Float[Array, "T N H"], Float[Array, "T K H"], Float[Array, "T K H"]]:
+    """Queries and keys after RoPE, and values; the last ``kv_heads`` of the M heads are values, those before them keys."""
+    heads = qkv.shape[1] - 2 * kv_heads
+    q, k, v = jnp.split(qkv, (heads, heads + kv_heads), axis=1)
+    return apply_rotation(q, cos, sin), apply_rotation(k, cos, sin), v
+
+
 def kv_write_reference(
     pools: Pools,
     k: Float[Array, "T K H"],
@@ -147,8 +156,5 @@ def rope_kv_write_reference(
     bits: int,
 ) -> tuple[Float[Array, "T N H"], Pools]:
     """Turn queries and keys, then ``kv_write_reference``; returns the queries and the pools."""
-    kv_heads = pools.k.shape[2]
-    heads = qkv.shape[1] - 2 * kv_heads
-    q, k, v = jnp.split(qkv, (heads, heads + kv_heads), axis=1)
-    q, k = apply_rotation(q, cos, sin), apply_rotation(k, cos, sin)
+    q, k, v = rope_qkv(qkv, cos, sin, pools.k.shape[2])
     return q, kv_write_reference(pools, k, v, layer, page_ids, offsets, bits=bits)

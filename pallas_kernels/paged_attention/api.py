@@ -1,35 +1,18 @@
 """Shapes, errors and the choice of implementation of paged attention."""
 
-from collections.abc import Callable
 from functools import partial
 
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float, Int32
 
+from pallas_kernels.implementation import run_implementation
 from pallas_kernels.kv_write.api import BITS
 from pallas_kernels.paged_attention import mosaic
 from pallas_kernels.paged_attention.debug import check_pages
 from pallas_kernels.paged_attention.reference import Context, Pages, decode_reference, prefill_reference
 
-IMPLEMENTATIONS = ("mosaic", "reference")
-"""The default takes "mosaic" where a program is compiled for CUDA and the kernel can take the call."""
 
-
-def _choose(implementation: str | None, reason: str | None, kernel: Callable, reference: Callable, *arrays) -> Array:
-    """Run the named implementation, or leave the choice to the platform that the program is compiled for."""
-    if implementation == "mosaic" and reason:
-        raise ValueError(f"{implementation=} can't take this call: {reason}")
-    if implementation == "mosaic":
-        return kernel(*arrays)
-    if implementation == "reference" or reason:
-        return reference(*arrays)
-    return lax.platform_dependent(*arrays, cuda=kernel, default=reference)
-
-
-def _check(q: Array, k_pages: Pages, v_pages: Pages, implementation: str | None) -> None:
-    if implementation not in (None, *IMPLEMENTATIONS):
-        raise ValueError(f"{implementation=} is unknown; there are {IMPLEMENTATIONS}")
+def _check(q: Array, k_pages: Pages, v_pages: Pages) -> None:
     if k_pages.values.shape != v_pages.values.shape or k_pages.bits != v_pages.bits:
         raise ValueError(f"K and V pools differ: {k_pages.values.shape} and {v_pages.values.shape}")
     if k_pages.bits not in BITS:
@@ -77,7 +60,7 @@ def paged_decode(
     Raises:
         ValueError: shapes that don't fit each other, an unknown implementation or one that can't take the call.
     """
-    _check(q, k_pages, v_pages, implementation)
+    _check(q, k_pages, v_pages)
     _, pages, _, page_size, _ = k_pages.values.shape
     check_pages(block_table, context_lens, pages=pages, page_size=page_size)
     bits, options = k_pages.bits, {"scale": scale, "soft_cap": soft_cap}
@@ -85,7 +68,7 @@ def paged_decode(
     def run(decode, q, k, k_pairs, v, v_pairs, *rest):
         return decode(q, Context(Pages(k, k_pairs, bits), Pages(v, v_pairs, bits), *rest), **options)
 
-    return _choose(
+    return run_implementation(
         implementation, mosaic.reason_not_decode(q, k_pages, block_table.shape[1]),
         partial(run, mosaic.decode), partial(run, decode_reference),
         q, k_pages.values, k_pages.pairs, v_pages.values, v_pages.pairs,
@@ -115,7 +98,7 @@ def paged_prefill(
     Raises:
         ValueError: shapes that don't fit each other, an unknown implementation or one that can't take the call.
     """
-    _check(q, k_pages, v_pages, implementation)
+    _check(q, k_pages, v_pages)
     _, pages, _, page_size, _ = k_pages.values.shape
     check_pages(block_table, context_lens, pages=pages, page_size=page_size)
     bits, options = k_pages.bits, {"scale": scale, "soft_cap": soft_cap}
@@ -125,7 +108,7 @@ def paged_prefill(
         return prefill(q, context, query_start, **options)
 
     reason = mosaic.reason_not_prefill(q, k_pages, block_table.shape[0])
-    return _choose(
+    return run_implementation(
         implementation, reason,
         partial(run, mosaic.prefill), partial(run, prefill_reference),
         q, query_start, k_pages.values, k_pages.pairs, v_pages.values, v_pages.pairs,

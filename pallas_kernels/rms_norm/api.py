@@ -3,16 +3,17 @@
 from functools import partial
 
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float, Int32
 
+from pallas_kernels.implementation import run_implementation
 from pallas_kernels.rms_norm import mosaic
 from pallas_kernels.rms_norm.reference import add_rms_norm_reference
 
-IMPLEMENTATIONS = ("mosaic", "reference")
-"""The default takes "mosaic" for up to MOST_TOKENS tokens where a program is compiled for CUDA and the kernel can take the call."""
 MOST_TOKENS = 512
-"""Of a decode step. With more the bytes count, not the latency, and XLA fuses add and norm with what makes them."""
+"""That the default takes the kernel for: those of a decode step.
+
+With more the bytes count, not the latency, and XLA fuses add and norm with what makes them.
+"""
 
 
 def add_rms_norm(
@@ -40,18 +41,11 @@ def add_rms_norm(
     Raises:
         ValueError: shapes that don't fit each other, an unknown implementation or one that can't take the call.
     """
-    if implementation not in (None, *IMPLEMENTATIONS):
-        raise ValueError(f"{implementation=} is unknown; there are {IMPLEMENTATIONS}")
     if (delta is not None and delta.shape != x.shape) or weight.shape[1:] != x.shape[1:]:
         shapes = f"x {x.shape}, delta {None if delta is None else delta.shape}, weight {weight.shape}"
         raise ValueError(f"{shapes}: delta must be shaped as x, weight [layers, {x.shape[-1]}]")
     reason = mosaic.reason_not(x, delta, weight)
     arrays = x, delta, weight, jnp.asarray(layer, jnp.int32)
     kernel, reference = (partial(f, eps=eps) for f in (mosaic.add_rms_norm, add_rms_norm_reference))
-    if implementation == "mosaic" and reason:
-        raise ValueError(f"{implementation=} can't take this call: {reason}")
-    if implementation == "mosaic":
-        return kernel(*arrays)
-    if implementation == "reference" or reason or x.shape[0] > MOST_TOKENS:
-        return reference(*arrays)
-    return lax.platform_dependent(*arrays, cuda=kernel, default=reference)
+    worth_it = x.shape[0] <= MOST_TOKENS
+    return run_implementation(implementation, reason, kernel, reference, *arrays, worth_it=worth_it)

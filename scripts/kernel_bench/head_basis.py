@@ -6,17 +6,15 @@ cache holds. Times are of kernels (CUPTI) for one layer; "kernels" are those tha
 """
 
 import argparse
-import re
-from collections import defaultdict
-from statistics import median
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from kernel_bench.per_layer import layer_times, plot_over_tokens
 from kernel_bench.report import Row, show
 
-from pallas_kernels.head_basis.api import IMPLEMENTATIONS, rope_change_basis, turn_heads
-from pallas_kernels.timing import kernel_times
+from pallas_kernels.head_basis.api import rope_change_basis, turn_heads
+from pallas_kernels.implementation import IMPLEMENTATIONS
 
 LAYERS = 32
 STACK_BYTES = 2**28
@@ -90,25 +88,9 @@ def time(part: str, given: tuple[jax.Array, ...], implementation: str) -> dict[s
         return outputs
 
     inputs, numbers = [jnp.copy(x) for _ in range(LAYERS)], [jnp.int32(i) for i in range(LAYERS)]
-    runs: list[dict[str, float]] = []
-    for _ in range(3):
-        times: dict[str, list[float]] = defaultdict(list)
-        for kernel, us in kernel_times(walk, inputs, numbers, rest):
-            times[re.sub(r"(_\d+)+$", "", kernel)].append(us)  # XLA numbers equal kernels of different layers
-        runs.append({kernel: sum(us) / LAYERS for kernel, us in times.items() if len(us) >= LAYERS})
-    return {kernel: median(run[kernel] for run in runs) for kernel in runs[0]}
+    return layer_times(walk, LAYERS, inputs, numbers, rest)
 
 
 def roofline(rows: list[Row], path: str) -> None:
     """Plot microseconds over tokens."""
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4.5))
-    for part in dict.fromkeys(row["part"] for row in rows):
-        for name, style in zip(IMPLEMENTATIONS, ("-", "--"), strict=True):
-            points = [(row["tokens"], row[f"{name} us"]) for row in rows if row["part"] == part]
-            axes.loglog(*zip(*points, strict=True), style, marker="o", label=f"{part} attention, {name}")
-    title = f"change of basis, {jax.devices()[0].device_kind}, jax {jax.__version__}"
-    axes.set(xlabel="tokens", ylabel="us", title=title)
-    axes.legend(fontsize=7)
-    figure.savefig(path, dpi=120, bbox_inches="tight")
+    plot_over_tokens(rows, path, title="change of basis", label=lambda row: f"{row['part']} attention")

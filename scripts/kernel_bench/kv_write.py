@@ -12,9 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from kernel_bench.per_layer import plot_over_tokens
 from kernel_bench.report import Row, show
 
-from pallas_kernels.kv_write.api import IMPLEMENTATIONS, kv_write, rope_kv_write
+from pallas_kernels.implementation import IMPLEMENTATIONS
+from pallas_kernels.kv_write.api import kv_write, rope_kv_write
 from pallas_kernels.kv_write.reference import Pools
 from pallas_kernels.timing import kernel_times
 
@@ -117,14 +119,6 @@ def run(options: argparse.Namespace, bits: int, tokens: int, implementation: str
 
 def roofline(rows: list[Row], path: str) -> None:
     """Plot microseconds over tokens."""
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4.5))
-    for rope, bits in dict.fromkeys((row["rope"], row["bits"]) for row in rows):
-        for name, style in zip(IMPLEMENTATIONS, ("-", "--"), strict=True):
-            points = [(row["tokens"], row[f"{name} us"]) for row in rows if (row["rope"], row["bits"]) == (rope, bits)]
-            label = f"{bits} bits{', RoPE' if rope else ''}, {name}"
-            axes.loglog(*zip(*points, strict=True), style, marker="o", label=label)
-    axes.set(xlabel="tokens", ylabel="us", title=f"KV write, {jax.devices()[0].device_kind}, jax {jax.__version__}")
-    axes.legend(fontsize=7)
-    figure.savefig(path, dpi=120, bbox_inches="tight")
+    plot_over_tokens(
+        rows, path, title="KV write", label=lambda row: f"{row['bits']} bits{', RoPE' if row['rope'] else ''}"
+    )

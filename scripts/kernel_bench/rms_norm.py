@@ -7,17 +7,16 @@ them, for both implementations.
 """
 
 import argparse
-from collections import defaultdict
 from functools import partial
-from statistics import median
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from kernel_bench.per_layer import layer_times, plot_over_tokens
 from kernel_bench.report import Row, show
 
-from pallas_kernels.rms_norm.api import IMPLEMENTATIONS, add_rms_norm
-from pallas_kernels.timing import kernel_times
+from pallas_kernels.implementation import IMPLEMENTATIONS
+from pallas_kernels.rms_norm.api import add_rms_norm
 
 EPS = 1e-5
 STACK_BYTES = 2**28
@@ -74,25 +73,9 @@ def time(x: jax.Array, delta: jax.Array, weight: jax.Array, implementation: str)
 
         return jax.lax.scan(layer, (x, delta), first + jnp.arange(LAYERS, dtype=jnp.int32))[0]
 
-    runs: list[dict[str, float]] = []
-    for _ in range(3):
-        times: dict[str, list[float]] = defaultdict(list)
-        for kernel, us in kernel_times(walk, x, delta, weight):
-            times[kernel].append(us)
-        runs.append({kernel: sum(us) / LAYERS for kernel, us in times.items() if len(us) >= LAYERS})
-    return {kernel: median(run[kernel] for run in runs) for kernel in runs[0]}
+    return layer_times(walk, LAYERS, x, delta, weight)
 
 
 def roofline(rows: list[Row], path: str) -> None:
     """Plot microseconds over tokens."""
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4.5))
-    for size in dict.fromkeys(row["size"] for row in rows):
-        for name, style in zip(IMPLEMENTATIONS, ("-", "--"), strict=True):
-            points = [(row["tokens"], row[f"{name} us"]) for row in rows if row["size"] == size]
-            axes.loglog(*zip(*points, strict=True), style, marker="o", label=f"{size} values, {name}")
-    title = f"residual add with norm, {jax.devices()[0].device_kind}, jax {jax.__version__}"
-    axes.set(xlabel="tokens", ylabel="us", title=title)
-    axes.legend(fontsize=7)
-    figure.savefig(path, dpi=120, bbox_inches="tight")
+    plot_over_tokens(rows, path, title="residual add with norm", label=lambda row: f"{row['size']} values")
