@@ -84,7 +84,7 @@ def compiled_step(options: argparse.Namespace) -> jax.stages.Compiled:
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), jax.eval_shape(arguments)
     )
     model = Decoder(config, config.dtype).clone(unroll=config.num_layers)
-    step = jax.jit(partial(run_model, model, layout), donate_argnums=(1, 2, 3), keep_unused=True)
+    step = jax.jit(partial(run_model, model, layout), donate_argnums=(1, 2, 3, 4), keep_unused=True)
     return step.lower(*described).compile(compiler_options=COMPILER_OPTIONS["gpu"])
 
 

@@ -1,10 +1,10 @@
-"""From a plan to the one array that a step uploads, and back to named inputs inside the compiled step."""
+"""From a plan to the one array that a step uploads, back to named inputs inside the compiled step, and on to the next step's."""
 
 import math
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Bool, Int32
@@ -96,6 +96,7 @@ class StepLayout:
         # One assignment a part, not one a row: this is host time of every step.
         total, b = len(tokens), len(rows)
         part["tokens"][:total] = tokens
+        part["tokens"][total:] = FROM_DEVICE
         part["positions"][:total] = positions
         part["rows"][:total] = np.repeat(np.arange(b), counts)
         part["query_start"][1 : b + 1] = list(accumulate(counts))
@@ -110,6 +111,26 @@ class StepLayout:
         for line, sequence in zip(part["block_table"], sequences, strict=False):
             line[: len(sequence.pages)] = sequence.pages
         return packed
+
+    def advance[Packed: (np.ndarray, Array)](self, packed: Packed) -> Packed:
+        """What a decode step is fed after the one that was fed ``packed``, if the same rows go on on the same pages.
+
+        The step works this out on the device, so such a step uploads nothing; the host works it out too, to know that. A prefill
+        step is not followed by one like it: its inputs stay as they are.
+        """
+        if not self.bucket.decode:
+            return packed
+        arrays: Any = packed.__array_namespace__()
+        number = arrays.arange(self.size)
+
+        def within(name: str) -> Any:
+            """True for a part, or for the last line of one that has several."""
+            end, shape = next((end, shape) for part, end, shape in self._places if part == name)
+            return (number >= end - shape[-1]) & (number < end)
+
+        # Nothing but a value itself says what becomes of it: so XLA writes it in its place. What counts on is zero in padding alone.
+        counts = within("positions") | within("context_lens") | within("sampler_rows")
+        return arrays.where(within("tokens"), FROM_DEVICE, packed + (counts & (packed > 0)))
 
     def unpack(self, packed: Int32[Array, " size"]) -> StepInputs:
         """The inputs by name, inside the compiled step."""

@@ -16,12 +16,13 @@ from jaxdeploy.cache.kv_pages import KVPages
 from jaxdeploy.config.engine import EngineConfig
 from jaxdeploy.engine.batch import StepLayout
 from jaxdeploy.engine.buckets import Bucket, Buckets
+from jaxdeploy.engine.device_inputs import DeviceInputs
 from jaxdeploy.engine.limits import Limits
 from jaxdeploy.engine.memory import plan_memory
 from jaxdeploy.engine.program_cache import ProgramCache
 from jaxdeploy.engine.scheduler import StepPlan
 from jaxdeploy.engine.small_chunks import keep_small_chunks_apart
-from jaxdeploy.engine.step import Program, Scores, model_program, overwrite, sampler_program
+from jaxdeploy.engine.step import Program, Scores, model_program, sampler_program
 from jaxdeploy.model.decoder import Decoder
 from jaxdeploy.sampling.extent import Extent
 from jaxdeploy.sampling.sampler import Sampled
@@ -56,7 +57,8 @@ class Executor:
     Attributes:
         memory: what the device holds.
         steps: how many steps ran.
-        wait_seconds: how long the host waited for results, in all.
+        host_seconds: what the host did for them, in all, by what it did: "pack", "upload", "call" (the programs), "copy" (starting
+            that of the tokens) and "wait" (for results).
         start_seconds: what getting ready took, by phase.
     """
 
@@ -91,14 +93,13 @@ class Executor:
             rows: jax.device_put(Scores.create(rows, model.config.vocab_size), device)
             for rows in self.buckets.sampler_rows
         }
-        self.steps, self.wait_seconds = 0, 0.0
+        self.steps = 0
+        self.host_seconds = dict.fromkeys(("pack", "upload", "call", "copy", "wait"), 0.0)
         self._layouts = {
             bucket: StepLayout(bucket, limits.table_width, padding_slot=limits.batch_size)
             for bucket in self.buckets.all
         }
-        self._inputs = {
-            bucket: jax.device_put(np.zeros(layout.size, np.int32), device) for bucket, layout in self._layouts.items()
-        }
+        self._inputs = DeviceInputs(self._layouts, device)
         self._small_chunks = keep_small_chunks_apart(device) if device.platform == "gpu" else None
         self._models: dict[Bucket, Callable] = {}
         self._samplers: dict[tuple[Extent, int], Callable] = {}
@@ -145,8 +146,7 @@ class Executor:
         self.state = self._set_mask(self.state, nobody, np.zeros(words, np.uint32))
         self.state = self._admit(self.state, nobody, neutral)
         self.count(self.limits.batch_size, [], 0)
-        for bucket, inputs in self._inputs.items():
-            self._inputs[bucket] = overwrite(inputs, np.zeros(inputs.shape, np.int32))
+        self._inputs.warm_up()
         self._compiled_by_warm_up = runtime.compilations()
 
     def _wanted(self) -> list[tuple[dict, Any, Program]]:
@@ -165,6 +165,11 @@ class Executor:
             for rows, scores in self._scores.items()
         ]
         return [*models, *samplers]
+
+    @property
+    def uploads(self) -> int:
+        """How many steps the host had to tell what they are fed; the others followed from the one before."""
+        return self._inputs.uploads
 
     @property
     def compile_misses(self) -> int:
@@ -203,37 +208,53 @@ class Executor:
         """Start one step, and the copy of its tokens to the host; waits for neither."""
         fed = sum(row.count for row in plan.rows)
         bucket = self.buckets.fit(tokens=fed, rows=len(plan.rows), decode=plan.decode)
-        self._inputs[bucket] = overwrite(self._inputs[bucket], self._layout(bucket).pack(plan))
+        with self._spent("pack"):
+            packed = self._layout(bucket).pack(plan)
+        with self._spent("upload"):
+            self._inputs.put(bucket, packed)
+        with self._spent("call"):
+            sampled = self._call(bucket, plan)
+        logprobs = any(row.sequence.request.config.logprobs is not None for row in plan.rows)
+        reported = logprobs and sampled.logprobs is not None
+        step = LaunchedStep(plan, sampled, wanted=sampled._fields if reported else ("tokens",))
+        with self._spent("copy"):
+            for name in step.wanted:
+                getattr(sampled, name).copy_to_host_async()
+        self.steps += 1
+        return step
+
+    def _call(self, bucket: Bucket, plan: StepPlan) -> Sampled:
+        """Run the model on the bucket's inputs, and the sampler that the plan's rows need."""
         rows = bucket.sampler_rows
-        self.pages, self._scores[rows], last_token, tokens = self._models[bucket](
-            self.params, self.pages, self._scores[rows], self.state.last_token, self._inputs[bucket]
+        self.pages, self._scores[rows], last_token, advanced, tokens = self._models[bucket](
+            self.params, self.pages, self._scores[rows], self.state.last_token, self._inputs.take(bucket)
         )
+        self._inputs.keep(bucket, advanced)
         self.state = replace(self.state, last_token=last_token)
         extent = Extent.most(row.sequence.extent for row in plan.rows if row.samples)
         if extent is Extent.ALL:
             self.state, sampled = self._samplers[extent, rows](self.state, self._scores[rows])
-        else:
-            if extent is not Extent.GREEDY:
-                rest = replace(self.state, last_token=None)
-                last_token, tokens = self._samplers[extent, rows](last_token, rest, self._scores[rows])
-                self.state = replace(self.state, last_token=last_token)
-            sampled = Sampled(tokens, *NO_REPORT)
-        logprobs = any(row.sequence.request.config.logprobs is not None for row in plan.rows)
-        step = LaunchedStep(plan, sampled, wanted=sampled._fields if logprobs and extent is Extent.ALL else ("tokens",))
-        for name in step.wanted:
-            getattr(sampled, name).copy_to_host_async()
-        self.steps += 1
-        return step
+            return sampled
+        if extent is not Extent.GREEDY:
+            rest = replace(self.state, last_token=None)
+            last_token, tokens = self._samplers[extent, rows](last_token, rest, self._scores[rows])
+            self.state = replace(self.state, last_token=last_token)
+        return Sampled(tokens, *NO_REPORT)
 
     def read(self, step: "LaunchedStep") -> Sampled:
         """What a step sampled, as numpy arrays: row by row of the plan, a row's places in order, then padding.
 
         Waits until the step has run.
         """
-        begun = time.perf_counter()
-        fetched = {name: np.asarray(getattr(step.sampled, name)) for name in step.wanted}
-        self.wait_seconds += time.perf_counter() - begun
+        with self._spent("wait"):
+            fetched = {name: np.asarray(getattr(step.sampled, name)) for name in step.wanted}
         return step.sampled._replace(**fetched)
+
+    @contextmanager
+    def _spent(self, on: str) -> Iterator[None]:
+        begun = time.perf_counter()
+        yield
+        self.host_seconds[on] += time.perf_counter() - begun
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:

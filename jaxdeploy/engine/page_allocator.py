@@ -26,6 +26,11 @@ class PageAllocator:
         return len(self._free) + len(self._kept)
 
     @property
+    def empty_pages(self) -> int:
+        """Pages that nobody holds and whose content is of no use to anybody."""
+        return len(self._free)
+
+    @property
     def used_pages(self) -> int:
         """Pages that sequences hold."""
         return self.num_pages - self.free_pages

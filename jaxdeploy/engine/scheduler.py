@@ -10,6 +10,8 @@ from jaxdeploy.engine.request import Sequence
 
 LOOK_AHEAD = 64
 """Waiting requests that are looked through for short prompts, each step."""
+PLENTY = 2
+"""Empty pages for each answer of a full batch, from which on pages are handed out before they are needed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,9 @@ class Scheduler:
     A plan may be made while the step before it still runs: sequences then have tokens that nobody knows yet (``pending``). Only
     those go on whose next step does not depend on them (``Sequence.can_go_on``).
 
+    A step with a new page must be uploaded, which others need not (``DeviceInputs``). So while pages abound, rows that get near the
+    end of theirs are given the next one together, once in many steps; what they have not begun they give back when it is needed.
+
     Full pages are shared by sequences that begin alike. A page is published when the step that fills it is planned: steps run in
     order, and each writes all of its keys and values before any of its rows attends, so even rows of that very step may read it.
 
@@ -141,14 +146,41 @@ class Scheduler:
 
     def _make_room(self) -> None:
         """See that every answer that goes on has a page for its next token; answers may have to give way."""
-        for sequence in [s for s in self.running if s.can_go_on and not s.prefilling]:
+        going = [s for s in self.running if s.can_go_on and not s.prefilling]
+        short = [s for s in going if s.computed == len(s.pages) * self.limits.page_size]
+        for sequence in short:
             # No slot: preempted by an earlier sequence of this very loop.
-            while sequence.slot is not None and sequence.computed == len(sequence.pages) * self.limits.page_size:
-                page = self.allocator.allocate(1)
-                if page:
-                    sequence.pages.extend(page)
-                else:
+            while sequence.slot is not None and not self._extend(sequence):
+                if not self._take_back():
                     self._preempt(self.running[-1])
+        if short:
+            self._provide(going)
+
+    def _extend(self, sequence: Sequence) -> bool:
+        page = self.allocator.allocate(1)
+        sequence.pages.extend(page or ())
+        return page is not None
+
+    def _provide(self, going: list[Sequence]) -> None:
+        """Give those that are near the end of their pages the next one already, if many are left that hold nothing of use."""
+        size = self.limits.page_size
+        for sequence in going:
+            if self.allocator.empty_pages <= PLENTY * self.limits.batch_size:
+                return
+            held = len(sequence.pages) * size
+            if held - sequence.computed <= size // 2 and held < sequence.max_tokens:
+                self._extend(sequence)
+
+    def _take_back(self) -> bool:
+        """Free the pages that answers hold and don't need yet; False if there are none."""
+        freed = False
+        for sequence in self.running:
+            needed = max(sequence.computed, sequence.prefill_target) // self.limits.page_size + 1
+            if len(sequence.pages) > needed:
+                self.allocator.release(sequence.pages[needed:])
+                del sequence.pages[needed:]
+                freed = True
+        return freed
 
     def _chunks(self, decoding: int) -> tuple[list[PlannedRow], list[Sequence]]:
         """Chunks of prompts beside ``decoding`` tokens of answers, and the sequences admitted for them."""
@@ -225,9 +257,9 @@ class Scheduler:
             # The last token is always fed: its hidden state is what the next one is sampled from.
             shared, chain = self.allocator.index.match(sequence.salt, sequence.token_ids, size, (length - 1) // size)
         needed = -(-length // size) - len(shared)
-        free = self.allocator.free_pages - sum(map(self.allocator.is_kept, shared))
         # One page to spare while others run, or the next decode step would throw this one out again.
-        if free < needed + bool(self.running):
+        wanted = needed + sum(map(self.allocator.is_kept, shared)) + bool(self.running)
+        if self.allocator.free_pages < wanted and not (self._take_back() and self.allocator.free_pages >= wanted):
             return False
         self.allocator.share(shared)
         sequence.pages = array("i", shared + (self.allocator.allocate(needed) or []))

@@ -6,7 +6,6 @@ all want the likeliest token need no sampler.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -78,12 +77,12 @@ def run_model(
     scores: Scores,
     last_token: Int32[Array, " S"],
     packed: Int32[Array, " size"],
-) -> tuple[KVPages, Scores, Int32[Array, " S"], Int32[Array, " R"]]:
+) -> tuple[KVPages, Scores, Int32[Array, " S"], Int32[Array, " size"], Int32[Array, " R"]]:
     """Feed the tokens of a packed plan.
 
     Returns:
         The pages; the scores in the place of those handed in; ``last_token`` with the likeliest tokens where that is wanted, which
-        a sampler that runs next replaces; the likeliest tokens.
+        a sampler that runs next replaces; the plan of the step after this one (``StepLayout.advance``); the likeliest tokens.
     """
     del scores
     inputs = layout.unpack(packed)
@@ -96,7 +95,10 @@ def run_model(
     logits = next_logits(model, params, hidden[inputs.picks[:places]])
     scores = Scores(jnp.pad(logits, ((0, bucket.sampler_rows - places), (0, 0))), inputs.sampler_rows)
     tokens = jnp.pad(likeliest(logits), (0, bucket.sampler_rows - places))
-    return pages, scores, _keep(last_token, scores, tokens)[0], tokens
+    made = pages, scores, _keep(last_token, scores, tokens)[0], tokens
+    # Once all else is there nobody reads the plan any more, and it can be advanced in its place.
+    (pages, scores, last_token, tokens), packed = jax.lax.optimization_barrier((made, packed))
+    return pages, scores, last_token, layout.advance(packed), tokens
 
 
 def run_sampler(extent: Extent, state: SlotState, scores: Scores) -> tuple[SlotState, Sampled]:
@@ -127,7 +129,7 @@ def model_program(
     *,
     unroll: bool = True,
 ) -> Program:
-    """The model of one bucket; pages, scores and ``last_token`` are donated.
+    """The model of one bucket; all arguments but the parameters are donated.
 
     Args:
         unroll: write the layers out where that is faster to run; it takes longer to compile.
@@ -145,8 +147,8 @@ def model_program(
         f"model {layout} {model.dtype} unroll={model.unroll} {model.config}",
         step,
         (params, pages, scores, last_token, packed),
-        donated=(1, 2, 3),
-        results=(pages, scores, "last_token", "tokens"),
+        donated=(1, 2, 3, 4),
+        results=(pages, scores, "last_token", "packed", "tokens"),
     )
 
 
@@ -170,9 +172,3 @@ def sampler_program(extent: Extent, state: SlotState, scores: Scores) -> Program
         return Program(f"sampler {extent}", whole, (state, scores), donated=(0,), results=results)
     arguments = state.last_token, replace(state, last_token=None), scores
     return Program(f"sampler {extent}", tokens_alone, arguments, donated=(0,), results=("last_token", "tokens"))
-
-
-@partial(jax.jit, donate_argnums=0)
-def overwrite(old: Int32[Array, " size"], new: Int32[Array, " size"]) -> Int32[Array, " size"]:
-    """``new`` in the place of ``old``, which is donated."""
-    return jax.lax.dynamic_update_slice(old, new, (0,))

@@ -38,16 +38,19 @@ def decode(
         clock.step()
     prefilled = time.perf_counter()
     made, executor = clock.made, engine.executor
-    steps, waited = executor.steps, executor.wait_seconds
+    steps, uploads, host = executor.steps, executor.uploads, dict(executor.host_seconds)
     while engine.has_work and not clock.step():
         pass
     ended = time.perf_counter()
     elapsed, ran = ended - prefilled, max(executor.steps - steps, 1)
+    spent = {name: seconds - host[name] for name, seconds in executor.host_seconds.items()}
     found = {
         "batch": batch,
         "decode tokens/s": (clock.made - made) / elapsed,
         "ms/step": 1e3 * elapsed / ran,
-        "host us/step": 1e6 * (elapsed - (executor.wait_seconds - waited)) / ran,
+        "host us/step": 1e6 * (elapsed - spent.pop("wait")) / ran,
+        **{f"{name} us/step": 1e6 * seconds / ran for name, seconds in spent.items()},
+        "uploads": executor.uploads - uploads,
         "steps": ran,
         "prefill tokens/s": batch * prompt / (prefilled - begun),
     }

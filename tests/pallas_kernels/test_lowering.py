@@ -171,8 +171,8 @@ def test_step_of_llama_3_8b(quantization, quant_policy, bucket):
     layout = StepLayout(bucket, table_width=WIDTH, padding_slot=slots)
     scores = jax.eval_shape(lambda: Scores.create(bucket.sampler_rows, config.vocab_size))
     step = partial(run_model, Decoder(config, "bfloat16"), layout)
-    text = lower_for_cuda(step, params, pages, scores, state.last_token, ints(layout.size), donate=(1, 2, 3))
-    assert text.count("tf.aliasing_output") == len(jax.tree.leaves((pages, scores))) + 1, "updated in place"
+    text = lower_for_cuda(step, params, pages, scores, state.last_token, ints(layout.size), donate=(1, 2, 3, 4))
+    assert text.count("tf.aliasing_output") == len(jax.tree.leaves((pages, scores))) + 2, "updated in place"
     assert len(re.findall(r"\"stablehlo.scatter\"", text)) == 1, "that of the kept tokens: the kernel writes the cache"
     assert ("add_rms_norm_mosaic_gpu" in text) == bucket.decode, "of a prefill XLA fuses add and norm"
 
