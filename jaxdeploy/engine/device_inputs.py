@@ -14,8 +14,9 @@ from jaxdeploy.engine.buckets import Bucket
 class DeviceInputs:
     """The packed inputs of every bucket, each at one address for good.
 
-    A step leaves there what the step after it is fed if nothing but the tokens changes (``StepLayout.advance``); most decode steps are
-    such. The others upload theirs, which costs more than its bytes: an upload waits for the step that runs, and the host with it.
+    A step leaves there what the step after it is fed if the same rows go on on the same pages (``StepLayout.advance``), as in most
+    decode steps. The others upload theirs, which costs more than its bytes: an upload waits for the step that runs, and the host
+    with it.
 
     Attributes:
         uploads: how often something had to be uploaded.

@@ -32,6 +32,8 @@ from jaxdeploy.weights.tiled_tensor import tile_weights
 Progress = Callable[[str, int, int], None]
 """Called with a phase ("load", "compile"), what is done and what there is to do."""
 COMPILE_THREADS = min(16, os.cpu_count() or 4)
+HOST_WORK = ("pack", "upload", "call", "copy", "wait")
+"""Writing a plan down, uploading it, calling the programs, starting the copy of what they sampled, waiting for that."""
 COUNT_TOKENS = 512
 """Tokens that are noted at a time for a slot's penalties."""
 
@@ -57,8 +59,7 @@ class Executor:
     Attributes:
         memory: what the device holds.
         steps: how many steps ran.
-        host_seconds: what the host did for them, in all, by what it did: "pack", "upload", "call" (the programs), "copy" (starting
-            that of the tokens) and "wait" (for results).
+        host_seconds: what the host spent on them, in all, by HOST_WORK.
         start_seconds: what getting ready took, by phase.
     """
 
@@ -94,7 +95,7 @@ class Executor:
             for rows in self.buckets.sampler_rows
         }
         self.steps = 0
-        self.host_seconds = dict.fromkeys(("pack", "upload", "call", "copy", "wait"), 0.0)
+        self.host_seconds: dict[str, float] = dict.fromkeys(HOST_WORK, 0.0)
         self._layouts = {
             bucket: StepLayout(bucket, limits.table_width, padding_slot=limits.batch_size)
             for bucket in self.buckets.all

@@ -154,7 +154,7 @@ class Scheduler:
                 if not self._take_back():
                     self._preempt(self.running[-1])
         if short:
-            self._provide(going)
+            self._provide([s for s in going if s.slot is not None])
 
     def _extend(self, sequence: Sequence) -> bool:
         page = self.allocator.allocate(1)
