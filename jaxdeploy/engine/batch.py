@@ -128,7 +128,7 @@ class StepLayout:
             end, shape = next((end, shape) for part, end, shape in self._places if part == name)
             return (number >= end - shape[-1]) & (number < end)
 
-        # What becomes of a value depends on that value alone, so XLA writes it in its place. What counts on is zero in padding only.
+        # What becomes of a value depends on it alone, so XLA writes it in its place. What counts on is zero in padding only.
         counts = within("positions") | within("context_lens") | within("sampler_rows")
         return arrays.where(within("tokens"), FROM_DEVICE, packed + (counts & (packed > 0)))
 
