@@ -26,7 +26,7 @@ from jaxdeploy.cache.kv_pages import KVPages
 from jaxdeploy.config.engine import EngineConfig
 from jaxdeploy.engine.batch import StepLayout
 from jaxdeploy.engine.buckets import Bucket
-from jaxdeploy.engine.step import COMPILER_OPTIONS, Scores, run_model
+from jaxdeploy.engine.step import Scores, model_program
 from jaxdeploy.model.decoder import Decoder, random_parameters
 from jaxdeploy.weights.tiled_tensor import tile_weights
 
@@ -46,16 +46,25 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 NO_KERNEL = ("get-tuple-element", "tuple", "parameter", "bitcast", "constant", "after-all")
 
 
-def kernels(hlo: str) -> Counter[str]:
-    """How often each kernel is launched by the entry computation of an optimized module.
+def kernels(hlo: str, computation: str | None = None) -> Counter[str]:
+    """How often each kernel is launched by a computation of an optimized module, its loops included.
 
     Names lose XLA's numbering; a Mosaic kernel has its own name, taken from the end of its operation's path.
+
+    Args:
+        computation: the module's entry, if None.
     """
     found: Counter[str] = Counter()
-    entry = hlo[hlo.index("\nENTRY ") :]
-    for line in entry[: entry.index("\n}")].splitlines()[1:]:
+    text = hlo[hlo.index("\nENTRY " if computation is None else f"\n%{computation} (") + 1 :]
+    for line in text[: text.index("\n}")].splitlines()[1:]:
         operation = re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = .*? ([\w\-]+)\(", line.partition(", metadata=")[0])
         if operation is None or operation[2] in NO_KERNEL:
+            continue
+        if operation[2] == "while":
+            turns, body = re.search(r'"known_trip_count":\{"n":"(\d+)"', line), re.search(r"body=%([\w.\-]+)", line)
+            if turns is None or body is None:
+                raise ValueError(f"a loop of unknown length: {line.strip()[:200]}")
+            found += Counter({name: int(turns[1]) * count for name, count in kernels(hlo, body[1]).items()})
             continue
         mosaic = re.search(r'op_name="[^"]*/(\w+)/mpmd_map"', line)
         found[mosaic[1] if mosaic else re.sub(r"[._]\d+|\.?remat\d*|\.clone", "", operation[1])] += 1
@@ -63,14 +72,15 @@ def kernels(hlo: str) -> Counter[str]:
 
 
 def compiled_step(options: argparse.Namespace) -> jax.stages.Compiled:
-    """One decode step with its layers written out, as the engine has it."""
+    """One step as the engine has it on a GPU."""
     config = replace(model_config(options.shape, options.weights), num_layers=options.layers)
     config = replace(config, sliding_windows=config.sliding_windows[: options.layers])
     if EngineConfig(quant_policy=options.quant_policy).rotates:
         config = config.with_rotation(foldable=True)
     topology = topologies.get_topology_desc("h100", "cuda", target_config=H100, topology="1x1x1")
     sharding = SingleDeviceSharding(topology.devices[0])
-    bucket = Bucket(options.rows, options.rows, True, options.rows)
+    tokens = options.prefill or options.rows
+    bucket = Bucket(tokens, options.rows, not options.prefill, options.rows)
     layout = StepLayout(bucket, table_width=options.table_width, padding_slot=options.rows)
 
     def arguments() -> tuple:
@@ -78,14 +88,13 @@ def compiled_step(options: argparse.Namespace) -> jax.stages.Compiled:
         create = partial(KVPages.create, config, options.pages, quant_policy=options.quant_policy, dtype=dtype)
         slots = jnp.zeros(options.rows + 1, jnp.int32)
         params, scores = random_parameters(config, dtype), Scores.create(options.rows, config.vocab_size)
-        return tile_weights(params), create(), scores, slots, jnp.zeros(layout.size, jnp.int32)
+        return tile_weights(params), create(), scores, slots
 
     described: Any = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), jax.eval_shape(arguments)
     )
-    model = Decoder(config, config.dtype).clone(unroll=config.num_layers)
-    step = jax.jit(partial(run_model, model, layout), donate_argnums=(1, 2, 3, 4), keep_unused=True)
-    return step.lower(*described).compile(compiler_options=COMPILER_OPTIONS["gpu"])
+    step = model_program(Decoder(config, config.dtype), layout, *described, platform="gpu")
+    return step.lower().compile(compiler_options=step.compiler_options)
 
 
 def main() -> int:
@@ -95,6 +104,7 @@ def main() -> int:
     parser.add_argument("--weights", default="w4a16", choices=WEIGHTS)
     parser.add_argument("--quant-policy", type=int, default=0, choices=(0, 8, 4))
     parser.add_argument("--rows", type=int, default=1, help="of the step")
+    parser.add_argument("--prefill", type=int, help="tokens of a prefill step; without it, a decode step")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--pages", type=int, default=512)
     parser.add_argument("--table-width", type=int, default=128, help="pages of the longest sequence")
@@ -113,6 +123,9 @@ def main() -> int:
     for name, count in found.most_common():
         print(f"{count:6d}  {name}")
     print(f"{found.total():6d}  in all, {options.layers} layers")
+    memory = step.memory_analysis()
+    if memory is not None:
+        print(f"{memory.temp_size_in_bytes / 1e6:,.0f} MB of temporary buffers")
     return 0
 
 

@@ -31,14 +31,15 @@ class Buckets:
     prefill: tuple[Bucket, ...]
 
     @classmethod
-    def of(cls, *, batch_size: int, prefill_tokens: int, places: int = 1) -> "Buckets":
+    def of(cls, *, batch_size: int, prefill_tokens: int, places: int = 1, least_rows: int = 1) -> "Buckets":
         """Powers of two up to the batch size for decode and up to the token budget for prefill.
 
         Args:
             places: at how many places a row may sample in a prefill step: one more than a draft has tokens.
+            least_rows: of a decode step; the smallest are padded to it.
         """
-        sizes = _grow(1, 2, batch_size)
-        samplers = _grow(1, SAMPLER_GROWTH, batch_size * places)
+        sizes = _grow(least_rows, 2, max(batch_size, least_rows))
+        samplers = _grow(1, SAMPLER_GROWTH, max(batch_size * places, least_rows))
 
         def bucket(tokens: int, rows: int, *, decode: bool) -> Bucket:
             sampled = rows if decode else min(tokens, batch_size * places)

@@ -22,7 +22,7 @@ from jaxdeploy.engine.memory import plan_memory
 from jaxdeploy.engine.program_cache import ProgramCache
 from jaxdeploy.engine.scheduler import StepPlan
 from jaxdeploy.engine.small_chunks import keep_small_chunks_apart
-from jaxdeploy.engine.step import Program, Scores, model_program, sampler_program
+from jaxdeploy.engine.step import LEAST_DENSE_ROWS, Program, Scores, model_program, sampler_program
 from jaxdeploy.model.decoder import Decoder
 from jaxdeploy.sampling.extent import Extent
 from jaxdeploy.sampling.sampler import Sampled
@@ -74,6 +74,7 @@ class Executor:
             batch_size=limits.batch_size,
             prefill_tokens=limits.prefill_tokens,
             places=1 + options.num_speculative_tokens,
+            least_rows=LEAST_DENSE_ROWS if device.platform == "gpu" and model.config.quantization is None else 1,
         )
         self._programs = ProgramCache.beside_jax()
         with self._timed("plan memory"):

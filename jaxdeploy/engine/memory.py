@@ -13,7 +13,7 @@ from jaxdeploy.engine.batch import StepLayout
 from jaxdeploy.engine.buckets import Buckets
 from jaxdeploy.engine.limits import Limits
 from jaxdeploy.engine.program_cache import ProgramCache
-from jaxdeploy.engine.step import COMPILER_OPTIONS, Scores, model_program, sampler_program
+from jaxdeploy.engine.step import Scores, model_program, sampler_program
 from jaxdeploy.errors import MemoryBudgetError
 from jaxdeploy.model.decoder import Decoder
 from jaxdeploy.sampling.extent import Extent
@@ -92,22 +92,20 @@ def step_memory(
     )
     state = jax.eval_shape(lambda: SlotState.create(limits.batch_size + 1, config.vocab_size))
     scores = {rows: jax.eval_shape(lambda r=rows: Scores.create(r, config.vocab_size)) for rows in buckets.sampler_rows}
-    # One layer's buffers are used by the next, so layers in a loop tell as much as layers written out.
     models = [
         model_program(
             model, StepLayout(bucket, limits.table_width, limits.batch_size), params, pages,
-            scores[bucket.sampler_rows], state.last_token, unroll=False,
+            scores[bucket.sampler_rows], state.last_token,
         )
         for bucket in buckets.largest
     ]  # fmt: skip
     samplers = [sampler_program(extent, state, scores[max(scores)]) for extent in (Extent.FILTER, Extent.ALL)]
 
     def compute() -> int:
-        lowered = [program.lower() for program in models + samplers]
+        lowered = [(program.lower(), program.compiler_options) for program in models + samplers]
+        quick = QUICK_OPTIONS.get(jax.default_backend(), {})
         with ThreadPoolExecutor() as pool:
-            platform = jax.default_backend()
-            quick = COMPILER_OPTIONS.get(platform, {}) | QUICK_OPTIONS.get(platform, {})
-            compiled = list(pool.map(lambda each: each.compile(compiler_options=quick), lowered))
+            compiled = list(pool.map(lambda each: each[0].compile(compiler_options=each[1] | quick), lowered))
         own = [_own_bytes(program) for program in compiled]
         # A step's model may start before the sampler of the one before it has given back what it used.
         return max(own[: len(models)]) + max(own[len(models) :])

@@ -22,7 +22,7 @@ from jax.experimental.serialize_executable import deserialize_and_load, serializ
 
 import jaxdeploy
 import pallas_kernels
-from jaxdeploy.engine.step import COMPILER_OPTIONS, Program
+from jaxdeploy.engine.step import Program
 
 _log = logging.getLogger(__name__)
 _JAX_CACHE_HIT = "/jax/compilation_cache/cache_hits"
@@ -84,7 +84,7 @@ class ProgramCache:
         runs (seen with jax 0.12.0.1: "Function ... not found"). The next start finds it in JAX's cache once more.
         """
         before = _hits()
-        compiled = lowered.compile(compiler_options=COMPILER_OPTIONS.get(jax.default_backend()))
+        compiled = lowered.compile(compiler_options=program.compiler_options)
         if _hits() == before or jax.devices()[0].platform != "cpu":
             self.store(program, compiled)
         return compiled
@@ -138,7 +138,8 @@ def _write(path: Path, content: bytes) -> None:
 def _key(program: Program) -> str:
     leaves, structure = jax.tree.flatten(program.arguments)
     shapes = [(leaf.shape, str(leaf.dtype)) for leaf in leaves]
-    text = repr((_surroundings(), program.name, program.donated, str(structure), shapes))
+    options = sorted(program.compiler_options.items())
+    text = repr((_surroundings(), program.name, program.donated, options, str(structure), shapes))
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -5,7 +5,7 @@ all want the likeliest token need no sampler.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +24,11 @@ COMPILER_OPTIONS: dict[str, dict[str, str | bool | int | float]] = {
 }
 """By platform. The cache takes what memory steps leave, and XLA, seeing little left, would compute small things anew in every layer
 to save bytes (batch 16 of an 8B model: cos and sin 32 times, two kernels more a layer)."""
+DENSE_OPTIONS: dict[str, dict[str, str | bool | int | float]] = {"gpu": {"xla_gpu_enable_triton_gemm": False}}
+"""By platform, for models whose layers have dense weights. cuBLAS takes a layer of a stack as a view and is tried out once for all
+layers; XLA's own matmuls are a kernel for each layer, each tried out in dozens of variants while the engine starts."""
+LEAST_DENSE_ROWS = 8
+"""Rows of the smallest decode step on a GPU where weights are dense: cuBLAS pads fewer, with a kernel before each matmul."""
 
 
 class Scores(NamedTuple):
@@ -55,6 +60,7 @@ class Program:
         arguments: arrays or ShapeDtypeStructs.
         donated: which of them the results are written over.
         results: a tree of the results' structure; its leaves mean nothing.
+        compiler_options: XLA's.
     """
 
     name: str
@@ -62,6 +68,7 @@ class Program:
     arguments: tuple
     donated: tuple[int, ...]
     results: Any
+    compiler_options: dict[str, str | bool | int | float] = field(default_factory=dict)
 
     def lower(self) -> jax.stages.Lowered:
         """Trace. The compiled result can be called, can't be re-compiled, and tells what memory it needs (``memory_analysis``)."""
@@ -127,16 +134,19 @@ def model_program(
     scores: Scores,
     last_token: Array | jax.ShapeDtypeStruct,
     *,
-    unroll: bool = True,
+    platform: str | None = None,
 ) -> Program:
     """The model of one bucket; all arguments but the parameters are donated.
 
     Args:
-        unroll: write the layers out where that is faster to run; it takes longer to compile.
+        platform: "gpu" or "cpu"; None is that of this process.
     """
-    if unroll and layout.bucket.decode and jax.default_backend() == "gpu":
-        # In a loop the host is slower than a layer of few tokens. Measured on an H100, jax 0.11.2, one int4 matmul of 5 us for each
-        # layer: 15 us of host time an iteration of fori_loop, 1.6 us a layer written out.
+    platform = platform or jax.default_backend()
+    if platform == "gpu":
+        # Layers are written out. In a loop the host is slower than a layer of few tokens: measured on an H100, jax 0.11.2, one int4
+        # matmul of 5 us for each layer, 15 us of host time an iteration of fori_loop, 1.6 us a layer written out. And from a loop's
+        # stack XLA copies each layer's dense weights, and computes anew what all layers have in common, for any number of tokens
+        # (seen in programs compiled for an H100). Tracing takes no longer, compiling a second or two.
         model = model.clone(unroll=model.config.num_layers)
 
     def step(params, pages, scores, last_token, packed):
@@ -149,6 +159,8 @@ def model_program(
         (params, pages, scores, last_token, packed),
         donated=(1, 2, 3, 4),
         results=(pages, scores, "last_token", "packed", "tokens"),
+        compiler_options=COMPILER_OPTIONS.get(platform, {})
+        | (DENSE_OPTIONS.get(platform, {}) if model.config.quantization is None else {}),
     )
 
 
@@ -167,8 +179,9 @@ def sampler_program(extent: Extent, state: SlotState, scores: Scores) -> Program
         state, sampled = run_sampler(extent, replace(state, last_token=last_token), scores)
         return state.last_token, sampled.tokens
 
+    options = COMPILER_OPTIONS.get(jax.default_backend(), {})
     if extent is Extent.ALL:
         results = state, Sampled._make(Sampled._fields)
-        return Program(f"sampler {extent}", whole, (state, scores), donated=(0,), results=results)
+        return Program(f"sampler {extent}", whole, (state, scores), (0,), results, options)
     arguments = state.last_token, replace(state, last_token=None), scores
-    return Program(f"sampler {extent}", tokens_alone, arguments, donated=(0,), results=("last_token", "tokens"))
+    return Program(f"sampler {extent}", tokens_alone, arguments, (0,), ("last_token", "tokens"), options)

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +49,15 @@ def quantized(perm: np.ndarray | None) -> QuantTensor:
 
 def project(config: ModelConfig, *, bias: bool = False, module: str = "q_proj", dtype: str = "float32"):
     return StackedLinear(config, (module,), K, N, ("heads", "embed"), bias, dtype)
+
+
+@pytest.mark.parametrize(("shape", "rows"), [((1, K), 2), ((K,), 2), ((1, 1, K), 2), ((2, K), 2), ((5, K), 5)], ids=str)
+def test_one_dense_token_is_a_matmul_of_two_on_a_gpu(shape, rows):
+    x, weight = jax.ShapeDtypeStruct(shape, jnp.bfloat16), jax.ShapeDtypeStruct((LAYERS, N, K), jnp.bfloat16)
+    traced = jax.jit(linear).trace(x, weight, jax.ShapeDtypeStruct((), jnp.int32))
+    (product,) = re.findall(r"dot_general.*-> (\S+)", traced.lower(lowering_platforms=("cuda",)).as_text())
+    assert product == f"tensor<{rows}x{N}xbf16>"
+    assert traced.out_info.shape == (*shape[:-1], N)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
