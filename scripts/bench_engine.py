@@ -30,6 +30,7 @@ from benchmark_report.origin import origin
 from engine_bench import measure
 from engine_bench.arrivals import mixed_load
 from engine_bench.lengths import DISTRIBUTIONS, jobs
+from engine_bench.memory_limit import limit_memory
 from engine_bench.shapes import SHAPES, WEIGHTS, SilentTokenizer, model_config
 from engine_bench.start import cold_and_warm, process_age
 
@@ -65,6 +66,7 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--cache-max-entry-count", type=float, default=0.8)
+    options.add_argument("--device-memory", type=float, help="GiB of the GPU that may be used; default all but 3 %%")
     options.add_argument("--cache-block-seq-len", type=int, default=64)
     options.add_argument("--max-prefill-token-num", type=int)
     options.add_argument("--num-tokens-per-iter", type=int)
@@ -114,6 +116,7 @@ def run(options: argparse.Namespace, wanted: list[str]) -> dict[str, Any]:
 
     def show(name: str, row: dict[str, Any]) -> None:
         print(f"{name}: " + ", ".join(f"{key} {_number(value)}" for key, value in row.items()), flush=True)
+        save(report, options.json)  # a run that is cut off leaves what it has
 
     if "start" in wanted:
         shape = ["--shape", options.shape, "--weights", options.weights, "--quant-policy", str(options.quant_policy)]
@@ -203,6 +206,12 @@ def run(options: argparse.Namespace, wanted: list[str]) -> dict[str, Any]:
     return report
 
 
+def save(report: dict[str, Any], path: Path | None) -> None:
+    """Write what is known so far."""
+    if path is not None:
+        path.write_text(json.dumps(report, indent=1))
+
+
 def _numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
@@ -220,9 +229,13 @@ def main(arguments: list[str] | None = None) -> int:
     if unknown := set(wanted) - set(MEASURES):
         print(f"error: --measure {','.join(sorted(unknown))} must be among {', '.join(MEASURES)}", file=sys.stderr)
         return 1
-    report = run(options, wanted)
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=1))
+    if options.device_memory is not None:
+        try:
+            limit_memory(options.device_memory)
+        except ValueError as problem:
+            print(f"error: {problem}", file=sys.stderr)
+            return 1
+    save(run(options, wanted), options.json)
     return 0
 
 

@@ -85,3 +85,9 @@ def test_same_seed_same_requests(monkeypatch, distribution):
     assert all(1 <= len(job.prompt) <= 90 and 1 <= job.new <= 30 and set(job.prompt) <= set(range(7)) for job in first)
     lengths = {len(job.prompt) for job in first}
     assert (lengths == {90}) == (distribution == "fixed")
+
+
+def test_a_part_of_a_gpus_memory_needs_a_gpu(tmp_path):
+    done = run("--device-memory", "24", cache=tmp_path)
+    assert done.returncode == 1
+    assert "24.0 GiB of which GPU? nvidia-smi finds none" in done.stderr

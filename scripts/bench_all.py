@@ -1,0 +1,140 @@
+"""Runs the benchmarks that docs/benchmarks.md tells of, one after the other, the most telling first, until all ran or time is up.
+
+    python scripts/bench_all.py --out build/measurements --seconds 570
+    python scripts/bench_all.py --out build/measurements --only engine-8b,int4_matmul
+    python scripts/bench_all.py --list
+
+What has a result in --out is not run again, so a second call goes on where the first one stopped. Each run has a log there
+(NAME.log), what it printed before it failed or was cut off included; most write NAME.json, which ``scripts/bench_report.py`` and
+the logs of the kernels take. Needs an NVIDIA GPU.
+"""
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+LEAST_SECONDS = 20
+"""What is left of the time below which nothing is begun."""
+TOLERANCE = 2.5
+"""How many times as long as expected a run may take."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One benchmark.
+
+    Attributes:
+        command: what follows ``python``; ``{json}`` is where the result goes, ``{folder}`` that of all results.
+        seconds: expected on an H100, compiling included.
+    """
+
+    name: str
+    command: str
+    seconds: int
+
+    def arguments(self, folder: Path) -> list[str]:
+        """The command line."""
+        values = {"json": folder / f"{self.name}.json", "folder": folder}
+        return [sys.executable, *(word.format(**values) for word in shlex.split(self.command))]
+
+
+ENGINE = "scripts/bench_engine.py --json {json} --measure first-token,prefill,decode --concurrency 1,16,64,256"
+LOAD = (
+    "scripts/bench_engine.py --json {json} --measure load --shape llama-3-8b --weights w4a16 --device-memory 24 "
+    "--concurrency 256 --requests 400"
+)
+KERNELS = "scripts/bench_kernels.py {kernel} --json {{json}}"
+RUNS = (
+    Run(
+        "gpu-tests",
+        "-m pytest -m gpu --noconftest -p no:cacheprovider -q tests/pallas_kernels tests/jaxdeploy/model",
+        240,
+    ),
+    Run("engine-8b", f"{ENGINE} --shape llama-3-8b --weights w4a16", 100),
+    Run("engine-8b-bf16", f"{ENGINE} --shape llama-3-8b --weights bf16", 100),
+    Run("engine-1.8b", f"{ENGINE} --shape internlm2.5-1.8b --weights w4a16", 80),
+    Run("engine-8b-kv4", f"{ENGINE} --shape llama-3-8b --weights w4a16 --quant-policy 4", 90),
+    Run("engine-8b-kv8", f"{ENGINE} --shape llama-3-8b --weights w4a16 --quant-policy 8", 90),
+    Run("int4_matmul", f"{KERNELS.format(kernel='int4_matmul')} --peers --gated", 90),
+    Run("paged_attention", f"{KERNELS.format(kernel='paged_attention')} --peers", 90),
+    Run("quantize-1.8b", "scripts/bench_quantize.py --json {json} --shape internlm2.5-1.8b --method awq_gptq", 150),
+    Run("kv_write", KERNELS.format(kernel="kv_write"), 45),
+    Run("rms_norm", KERNELS.format(kernel="rms_norm"), 30),
+    Run("head_basis", KERNELS.format(kernel="head_basis"), 30),
+    Run("load-kv16", LOAD, 90),
+    Run("load-kv4", f"{LOAD} --quant-policy 4", 90),
+    Run("load-kv8", f"{LOAD} --quant-policy 8", 90),
+    Run("engine-8b-head8", f"{ENGINE} --shape llama-3-8b --weights w4a16 --lm-head-bits 8", 90),
+    Run(
+        "start-8b",
+        "scripts/bench_engine.py --json {json} --measure start --shape llama-3-8b --weights w4a16 "
+        "--concurrency 1,16,64,256",
+        90,
+    ),
+    Run("quantize-8b", "scripts/bench_quantize.py --json {json} --shape llama-3-8b --method awq_gptq:4", 150),
+)
+
+
+def run(each: Run, folder: Path, seconds: float) -> str:
+    """Run one benchmark for at most so long; returns what became of it."""
+    finished = folder / f"{each.name}.done"
+    arguments = each.arguments(folder)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    with (folder / f"{each.name}.log").open("w") as log:
+        print("$", "python", shlex.join(arguments[1:]), file=log, flush=True)
+        try:
+            status = subprocess.run(
+                arguments, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, timeout=seconds, check=False
+            ).returncode
+        except subprocess.TimeoutExpired:
+            return f"cut off after {seconds:.0f} s"
+    if status:
+        return f"failed ({status})"
+    finished.touch()
+    return "done"
+
+
+def main(arguments: list[str] | None = None, runs: tuple[Run, ...] = RUNS) -> int:
+    """The command line; returns 0 if all that was asked for has a result, 1 if not."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="folder of the results")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="in all; what is cut off has its log")
+    parser.add_argument("--only", help="names, with commas, in the order in which they are to run")
+    parser.add_argument("--list", action="store_true", help="only say what there is")
+    options = parser.parse_args(arguments)
+    named = {each.name: each for each in runs}
+    wanted = options.only.split(",") if options.only else list(named)
+    if unknown := [name for name in wanted if name not in named]:
+        parser.error(f"--only {','.join(unknown)} must be among {', '.join(named)}")
+    if options.list:
+        for name in wanted:
+            print(f"{name}: about {named[name].seconds} s: python {named[name].command}")
+        return 0
+    if options.out is None:
+        parser.error("--out must say where the results go")
+    options.out.mkdir(parents=True, exist_ok=True)
+    begun, missing = time.monotonic(), False
+    for name in wanted:
+        if (options.out / f"{name}.done").exists():
+            print(f"{name}: has a result", flush=True)
+            continue
+        left = options.seconds - (time.monotonic() - begun)
+        if left < LEAST_SECONDS:
+            print(f"{name}: no time left", flush=True)
+            missing = True
+            continue
+        started = time.monotonic()
+        outcome = run(named[name], options.out.resolve(), min(left, TOLERANCE * named[name].seconds))
+        missing |= outcome != "done"
+        print(f"{name}: {outcome} after {time.monotonic() - started:.0f} s", flush=True)
+    return int(missing)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
