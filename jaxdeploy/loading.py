@@ -14,13 +14,14 @@ from jaxdeploy import runtime
 from jaxdeploy.config.engine import EngineConfig
 from jaxdeploy.config.model import ModelConfig
 from jaxdeploy.demo import demo_model_path
+from jaxdeploy.early_programs import EarlyPrograms
 from jaxdeploy.engine.embedding import Embedder
 from jaxdeploy.engine.engine import Engine
-from jaxdeploy.engine.executor import Progress
 from jaxdeploy.engine.limits import Limits
 from jaxdeploy.engine.request import TokenLogprobs
 from jaxdeploy.engine.runner import EngineRunner
 from jaxdeploy.engine.scoring import Scorer
+from jaxdeploy.engine.step_programs import Progress
 from jaxdeploy.kv_rotation import fit_rotation, with_rotation
 from jaxdeploy.lite.head import with_rounded_head
 from jaxdeploy.model.decoder import Decoder
@@ -107,12 +108,15 @@ def load_engine(
         template = choose_chat_template(config.family, tokenizer, chat_template)
         limits = Limits.resolve(options, config, platform=jax.devices()[0].platform)
         report = (lambda done, total: progress("load", done, total)) if progress else None
-        params = load_parameters(checkpoint, limits.dtype, progress=report)
-        params = with_rounded_head(params, bits=options.lm_head_bits, tied=config.tie_word_embeddings)
-        params = fit_rotation(Decoder(config, limits.dtype), params, tokenizer)
+        with EarlyPrograms(config, options, limits, progress) as early:
+            params = load_parameters(checkpoint, limits.dtype, progress=report)
+            params = with_rounded_head(params, bits=options.lm_head_bits, tied=config.tie_word_embeddings)
+            params = fit_rotation(Decoder(config, limits.dtype), params, tokenizer)
         defaults = _generation_defaults(checkpoint.directory)
     ends = template.stop_ids(tokenizer)
-    engine = Engine(config, params, tokenizer, options, limits, extra_end_ids=ends, progress=progress)
+    engine = Engine(
+        config, params, tokenizer, options, limits, extra_end_ids=ends, programs=early.programs(), progress=progress
+    )
     name = path.resolve().name.removesuffix(".gguf")
     return LoadedModel(name, config, EngineRunner(engine), tokenizer, template, defaults)
 

@@ -6,13 +6,14 @@ from dataclasses import replace
 from jaxdeploy.config.engine import EngineConfig
 from jaxdeploy.config.generation import MAX_LOGIT_BIAS
 from jaxdeploy.config.model import ModelConfig
-from jaxdeploy.engine.executor import Executor, LaunchedStep, Progress
+from jaxdeploy.engine.executor import Executor, LaunchedStep
 from jaxdeploy.engine.limits import Limits
 from jaxdeploy.engine.ngram_drafter import NgramDrafter
 from jaxdeploy.engine.page_allocator import PageAllocator
 from jaxdeploy.engine.prefix_index import prefix_salt
 from jaxdeploy.engine.request import Output, Request, Sequence, TokenLogprobs
 from jaxdeploy.engine.scheduler import PlannedRow, Scheduler, StepLimits
+from jaxdeploy.engine.step_programs import Progress, StepPrograms
 from jaxdeploy.errors import PromptTooLongError, RequestError
 from jaxdeploy.model.decoder import Decoder
 from jaxdeploy.sampling.extent import Extent
@@ -32,6 +33,7 @@ class Engine:
         options: see EngineConfig.
         limits: the options resolved for this model and device.
         extra_end_ids: tokens that end an answer besides the model's own (a chat template's).
+        programs: compiled already, while the weights were loaded.
         progress: told about the compilation of the buckets.
 
     Attributes:
@@ -47,11 +49,12 @@ class Engine:
         limits: Limits,
         *,
         extra_end_ids: tuple[int, ...] = (),
+        programs: StepPrograms | None = None,
         progress: Progress | None = None,
     ):
         self.config, self.tokenizer, self.options, self.limits = config, tokenizer, options, limits
         self.end_ids = frozenset((*config.eos_token_ids, *tokenizer.eos_ids, *extra_end_ids))
-        self.executor = Executor(Decoder(config, limits.dtype), params, options, limits)
+        self.executor = Executor(Decoder(config, limits.dtype), params, options, limits, programs)
         self.allocator = PageAllocator(self.executor.memory.num_pages)
         step_limits = StepLimits(
             batch_size=limits.batch_size,

@@ -1,10 +1,6 @@
 """Holds what lives on the device (weights, pages, sampler state) and the compiled steps."""
 
-import os
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+import logging
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,25 +9,23 @@ import numpy as np
 
 from jaxdeploy import runtime
 from jaxdeploy.cache.kv_pages import KVPages
+from jaxdeploy.cache.sizing import MemoryPlan
 from jaxdeploy.config.engine import EngineConfig
-from jaxdeploy.engine.batch import StepLayout
-from jaxdeploy.engine.buckets import Bucket, Buckets
+from jaxdeploy.engine.buckets import Bucket
 from jaxdeploy.engine.device_inputs import DeviceInputs
 from jaxdeploy.engine.limits import Limits
-from jaxdeploy.engine.memory import plan_memory
-from jaxdeploy.engine.program_cache import ProgramCache
+from jaxdeploy.engine.phases import timed
 from jaxdeploy.engine.scheduler import StepPlan
 from jaxdeploy.engine.small_chunks import keep_small_chunks_apart
-from jaxdeploy.engine.step import LEAST_DENSE_ROWS, Program, Scores, model_program, sampler_program
+from jaxdeploy.engine.step import Scores
+from jaxdeploy.engine.step_programs import Progress, StepPrograms
 from jaxdeploy.model.decoder import Decoder
 from jaxdeploy.sampling.extent import Extent
 from jaxdeploy.sampling.sampler import Sampled
 from jaxdeploy.sampling.slots import SlotOptions, SlotState
 from jaxdeploy.weights.tiled_tensor import tile_weights
 
-Progress = Callable[[str, int, int], None]
-"""Called with a phase ("load", "compile"), what is done and what there is to do."""
-COMPILE_THREADS = min(16, os.cpu_count() or 4)
+log = logging.getLogger(__name__)
 HOST_WORK = ("pack", "upload", "call", "copy", "wait")
 """Writing a plan down, uploading it, calling the programs, starting the copy of what they sampled, waiting for that."""
 COUNT_TOKENS = 512
@@ -56,30 +50,33 @@ class Executor:
 
     On a GPU the executor takes the parameter tree over: int4 rows become tiles, and the rows are freed as it goes.
 
+    Args:
+        programs: compiled while the weights were loaded, or being compiled by ``warm_up`` if None.
+
     Attributes:
-        memory: what the device holds.
         steps: how many steps ran.
         host_seconds: what the host spent on them, in all, by HOST_WORK.
-        start_seconds: what getting ready took, by phase.
     """
 
-    def __init__(self, model: Decoder, params: dict, options: EngineConfig, limits: Limits):
+    def __init__(
+        self,
+        model: Decoder,
+        params: dict,
+        options: EngineConfig,
+        limits: Limits,
+        programs: StepPrograms | None = None,
+    ):
         device = next(iter(jax.tree.leaves(params)[0].devices()))
-        self.start_seconds: dict[str, float] = {}
+        self._start_seconds: dict[str, float] = {}
         if device.platform == "gpu":
-            with self._timed("tile weights"):
+            with timed(self._start_seconds, "tile weights"):
                 params = jax.block_until_ready(tile_weights(params))
+        if programs is not None and not programs.fit(params):
+            log.warning("the programs compiled early don't fit the weights; compiling again")
+            programs = None
+        self.programs = programs or StepPrograms(model, params, options, limits, device)
         self.model, self.params, self.limits = model, params, limits
-        self.buckets = Buckets.of(
-            batch_size=limits.batch_size,
-            prefill_tokens=limits.prefill_tokens,
-            places=1 + options.num_speculative_tokens,
-            least_rows=LEAST_DENSE_ROWS if device.platform == "gpu" and model.config.quantization is None else 1,
-        )
-        self._programs = ProgramCache.beside_jax()
-        with self._timed("plan memory"):
-            self.memory = plan_memory(model, params, options, limits, self.buckets, device, self._programs)
-        with self._timed("allocate pages"):
+        with timed(self._start_seconds, "allocate pages"):
             self.pages = jax.block_until_ready(
                 KVPages.create(
                     model.config,
@@ -93,18 +90,12 @@ class Executor:
         self.state = jax.device_put(SlotState.create(limits.batch_size + 1, model.config.vocab_size), device)
         self._scores = {
             rows: jax.device_put(Scores.create(rows, model.config.vocab_size), device)
-            for rows in self.buckets.sampler_rows
+            for rows in self.programs.buckets.sampler_rows
         }
         self.steps = 0
         self.host_seconds: dict[str, float] = dict.fromkeys(HOST_WORK, 0.0)
-        self._layouts = {
-            bucket: StepLayout(bucket, limits.table_width, padding_slot=limits.batch_size)
-            for bucket in self.buckets.all
-        }
-        self._inputs = DeviceInputs(self._layouts, device)
+        self._inputs = DeviceInputs(self.programs.layouts, device)
         self._small_chunks = keep_small_chunks_apart(device) if device.platform == "gpu" else None
-        self._models: dict[Bucket, Callable] = {}
-        self._samplers: dict[tuple[Extent, int], Callable] = {}
         self._compiled_by_warm_up = 0
         self._masked: set[int] = set()  # slots that a grammar restricts now
         self._admit = jax.jit(SlotState.admit, donate_argnums=0)
@@ -112,36 +103,9 @@ class Executor:
         self._count = jax.jit(SlotState.count, donate_argnums=0)
 
     def warm_up(self, progress: Progress | None = None) -> None:
-        """Get every program: from the program cache, or traced one after another (Python) and compiled in parallel (XLA)."""
-        wanted = self._wanted()
-        done = 0
-
-        def report(finished: int = 0) -> None:
-            nonlocal done
-            done += finished
-            if progress:
-                progress("compile", done, len(wanted))
-
-        report()
-        with ThreadPoolExecutor(COMPILE_THREADS) as pool:
-            missing = []
-            with self._timed("load steps"):
-                loaded = pool.map(self._programs.load, [program for _, _, program in wanted])
-                for (programs, name, program), found in zip(wanted, loaded, strict=True):
-                    if found is None:
-                        missing.append((programs, name, program))
-                        continue
-                    programs[name] = found
-                    report(1)
-            jobs: dict[Future, tuple[dict, Any]] = {}
-            with self._timed("trace steps"):
-                for programs, name, program in missing:
-                    jobs[pool.submit(self._programs.compile, program, program.lower())] = programs, name
-            with self._timed("compile steps"):
-                for job in as_completed(jobs):
-                    programs, name = jobs[job]
-                    programs[name] = job.result()
-                    report(1)
+        """Have every program ready, those of the sampler's state included."""
+        if not self.programs.models:
+            self.programs.compile(progress)
         nobody = np.int32(self.limits.batch_size)
         neutral = jax.tree.map(lambda leaf: np.asarray(leaf[-1]), self.state.options)
         words = self.state.mask.shape[1]
@@ -151,22 +115,15 @@ class Executor:
         self._inputs.warm_up()
         self._compiled_by_warm_up = runtime.compilations()
 
-    def _wanted(self) -> list[tuple[dict, Any, Program]]:
-        """Every program, where it goes, and its name there; those that take longest to compile first."""
-        models = [
-            (self._models, bucket, model_program(
-                self.model, self._layout(bucket), self.params, self.pages, self._scores[bucket.sampler_rows],
-                self.state.last_token,
-            ))
-            for bucket in reversed(self.buckets.all)
-        ]  # fmt: skip
-        samplers = [
-            (self._samplers, (extent, rows), sampler_program(extent, self.state, scores))
-            for extent in Extent
-            if extent is not Extent.GREEDY  # the model program knows these tokens
-            for rows, scores in self._scores.items()
-        ]
-        return [*models, *samplers]
+    @property
+    def memory(self) -> MemoryPlan:
+        """What the device holds."""
+        return self.programs.memory
+
+    @property
+    def start_seconds(self) -> dict[str, float]:
+        """What getting ready took, by phase."""
+        return {**self.programs.start_seconds, **self._start_seconds}
 
     @property
     def uploads(self) -> int:
@@ -209,17 +166,17 @@ class Executor:
     def launch(self, plan: StepPlan) -> "LaunchedStep":
         """Start one step, and the copy of its tokens to the host; waits for neither."""
         fed = sum(row.count for row in plan.rows)
-        bucket = self.buckets.fit(tokens=fed, rows=len(plan.rows), decode=plan.decode)
-        with self._spent("pack"):
-            packed = self._layout(bucket).pack(plan)
-        with self._spent("upload"):
+        bucket = self.programs.buckets.fit(tokens=fed, rows=len(plan.rows), decode=plan.decode)
+        with timed(self.host_seconds, "pack"):
+            packed = self.programs.layouts[bucket].pack(plan)
+        with timed(self.host_seconds, "upload"):
             self._inputs.put(bucket, packed)
-        with self._spent("call"):
+        with timed(self.host_seconds, "call"):
             sampled = self._call(bucket, plan)
         logprobs = any(row.sequence.request.config.logprobs is not None for row in plan.rows)
         reported = logprobs and sampled.logprobs is not None
         step = LaunchedStep(plan, sampled, wanted=sampled._fields if reported else ("tokens",))
-        with self._spent("copy"):
+        with timed(self.host_seconds, "copy"):
             for name in step.wanted:
                 getattr(sampled, name).copy_to_host_async()
         self.steps += 1
@@ -228,18 +185,18 @@ class Executor:
     def _call(self, bucket: Bucket, plan: StepPlan) -> Sampled:
         """Run the model on the bucket's inputs, and the sampler that the plan's rows need."""
         rows = bucket.sampler_rows
-        self.pages, self._scores[rows], last_token, advanced, tokens = self._models[bucket](
+        self.pages, self._scores[rows], last_token, advanced, tokens = self.programs.models[bucket](
             self.params, self.pages, self._scores[rows], self.state.last_token, self._inputs.take(bucket)
         )
         self._inputs.keep(bucket, advanced)
         self.state = replace(self.state, last_token=last_token)
         extent = Extent.most(row.sequence.extent for row in plan.rows if row.samples)
         if extent is Extent.ALL:
-            self.state, sampled = self._samplers[extent, rows](self.state, self._scores[rows])
+            self.state, sampled = self.programs.samplers[extent, rows](self.state, self._scores[rows])
             return sampled
         if extent is not Extent.GREEDY:
             rest = replace(self.state, last_token=None)
-            last_token, tokens = self._samplers[extent, rows](last_token, rest, self._scores[rows])
+            last_token, tokens = self.programs.samplers[extent, rows](last_token, rest, self._scores[rows])
             self.state = replace(self.state, last_token=last_token)
         return Sampled(tokens, *NO_REPORT)
 
@@ -248,21 +205,6 @@ class Executor:
 
         Waits until the step has run.
         """
-        with self._spent("wait"):
+        with timed(self.host_seconds, "wait"):
             fetched = {name: np.asarray(getattr(step.sampled, name)) for name in step.wanted}
         return step.sampled._replace(**fetched)
-
-    @contextmanager
-    def _spent(self, on: str) -> Iterator[None]:
-        begun = time.perf_counter()
-        yield
-        self.host_seconds[on] += time.perf_counter() - begun
-
-    @contextmanager
-    def _timed(self, phase: str) -> Iterator[None]:
-        begun = time.perf_counter()
-        yield
-        self.start_seconds[phase] = time.perf_counter() - begun
-
-    def _layout(self, bucket: Bucket) -> StepLayout:
-        return self._layouts[bucket]

@@ -43,7 +43,7 @@ def test_a_second_start_loads_every_program_and_says_the_same(cache_folder):
     first = tiny_engine()
     expected = answer(first, "a"), answer(first, "b", temperature=1.0, random_seed=3)
     files = list((cache_folder / "programs").glob("*.program"))
-    wanted = len(first.executor._wanted())
+    wanted = len(first.executor.programs._wanted())
     assert len(files) == wanted
 
     second = tiny_engine()

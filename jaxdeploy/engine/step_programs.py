@@ -1,0 +1,145 @@
+"""Every compiled program of an engine, and the memory plan that they are made for."""
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_completed
+from typing import Any
+
+import jax
+from jax.sharding import SingleDeviceSharding
+
+from jaxdeploy.cache.kv_pages import KVPages
+from jaxdeploy.config.engine import EngineConfig
+from jaxdeploy.engine.batch import StepLayout
+from jaxdeploy.engine.buckets import Bucket, Buckets
+from jaxdeploy.engine.limits import Limits
+from jaxdeploy.engine.memory import plan_memory
+from jaxdeploy.engine.phases import timed
+from jaxdeploy.engine.program_cache import ProgramCache
+from jaxdeploy.engine.step import LEAST_DENSE_ROWS, Program, Scores, model_program, sampler_program
+from jaxdeploy.model.decoder import Decoder
+from jaxdeploy.sampling.extent import Extent
+from jaxdeploy.sampling.slots import SlotState
+
+Progress = Callable[[str, int, int], None]
+"""Called with a phase ("load", "compile"), what is done and what there is to do."""
+COMPILE_THREADS = min(16, os.cpu_count() or 4)
+
+
+class StepPrograms:
+    """What an engine runs, compiled for shapes alone: no weight need be there yet, so it can be made while they are loaded.
+
+    Args:
+        weights: arrays, or ShapeDtypeStructs of those to come, int4 in tiles on a GPU.
+
+    Attributes:
+        memory: what the device will hold.
+        models, samplers: the programs, once compiled; the latter by extent and number of rows.
+        start_seconds: what getting them took, by phase.
+    """
+
+    def __init__(self, model: Decoder, weights: dict, options: EngineConfig, limits: Limits, device: Any):
+        config = model.config
+        self.start_seconds: dict[str, float] = {}
+        self.buckets = Buckets.of(
+            batch_size=limits.batch_size,
+            prefill_tokens=limits.prefill_tokens,
+            places=1 + options.num_speculative_tokens,
+            least_rows=LEAST_DENSE_ROWS if device.platform == "gpu" and config.quantization is None else 1,
+        )
+        self.layouts = {
+            bucket: StepLayout(bucket, limits.table_width, padding_slot=limits.batch_size)
+            for bucket in self.buckets.all
+        }
+        self.models: dict[Bucket, Callable] = {}
+        self.samplers: dict[tuple[Extent, int], Callable] = {}
+        self._model, self._weights = model, weights
+        self._cache = ProgramCache.beside_jax()
+        with timed(self.start_seconds, "plan memory"):
+            self.memory = plan_memory(model, weights, options, limits, self.buckets, device, self._cache)
+
+        def state() -> tuple[KVPages, SlotState, dict[int, Scores]]:
+            pages = KVPages.create(
+                config,
+                self.memory.num_pages,
+                page_size=limits.page_size,
+                quant_policy=options.quant_policy,
+                dtype=limits.dtype,
+            )
+            scores = {rows: Scores.create(rows, config.vocab_size) for rows in self.buckets.sampler_rows}
+            return pages, SlotState.create(limits.batch_size + 1, config.vocab_size), scores
+
+        self._weights, *rest = _described((weights, *jax.eval_shape(state)), device)
+        self._pages, self._state, self._scores = rest
+
+    def fit(self, weights: dict) -> bool:
+        """Are these arrays what the programs are made for?"""
+        here = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(weights)]
+        there = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(self._weights)]
+        return here == there and jax.tree.structure(weights) == jax.tree.structure(self._weights)
+
+    def compile(self, progress: Progress | None = None, cancelled: threading.Event | None = None) -> None:
+        """Get every program: from the program cache, or traced one after another (Python) and compiled in parallel (XLA).
+
+        Args:
+            cancelled: once it is set, no more programs are traced.
+
+        Raises:
+            CancelledError: ``cancelled`` was set.
+        """
+        wanted = self._wanted()
+        done = 0
+
+        def report(finished: int = 0) -> None:
+            nonlocal done
+            done += finished
+            if progress:
+                progress("compile", done, len(wanted))
+
+        report()
+        with ThreadPoolExecutor(COMPILE_THREADS) as pool:
+            missing = []
+            with timed(self.start_seconds, "load steps"):
+                loaded = pool.map(self._cache.load, [program for _, _, program in wanted])
+                for (programs, name, program), found in zip(wanted, loaded, strict=True):
+                    if found is None:
+                        missing.append((programs, name, program))
+                        continue
+                    programs[name] = found
+                    report(1)
+            jobs: dict[Future, tuple[dict, Any]] = {}
+            with timed(self.start_seconds, "trace steps"):
+                for programs, name, program in missing:
+                    if cancelled is not None and cancelled.is_set():
+                        pool.shutdown(cancel_futures=True)
+                        raise CancelledError
+                    jobs[pool.submit(self._cache.compile, program, program.lower())] = programs, name
+            with timed(self.start_seconds, "compile steps"):
+                for job in as_completed(jobs):
+                    programs, name = jobs[job]
+                    programs[name] = job.result()
+                    report(1)
+
+    def _wanted(self) -> list[tuple[dict, Any, Program]]:
+        """Every program, where it goes, and its name there; those that take longest to compile first."""
+        models = [
+            (self.models, bucket, model_program(
+                self._model, self.layouts[bucket], self._weights, self._pages, self._scores[bucket.sampler_rows],
+                self._state.last_token,
+            ))
+            for bucket in reversed(self.buckets.all)
+        ]  # fmt: skip
+        samplers = [
+            (self.samplers, (extent, rows), sampler_program(extent, self._state, scores))
+            for extent in Extent
+            if extent is not Extent.GREEDY  # the model program knows these tokens
+            for rows, scores in self._scores.items()
+        ]
+        return [*models, *samplers]
+
+
+def _described(tree: Any, device: Any) -> Any:
+    """Shapes and dtypes of arrays on the device."""
+    there = SingleDeviceSharding(device)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=there), tree)
