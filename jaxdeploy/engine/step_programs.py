@@ -97,6 +97,11 @@ class StepPrograms:
             if progress:
                 progress("compile", done, len(wanted))
 
+        def check() -> None:
+            if cancelled is not None and cancelled.is_set():
+                raise CancelledError
+
+        check()
         report()
         with ThreadPoolExecutor(COMPILE_THREADS) as pool:
             missing = []
@@ -111,9 +116,7 @@ class StepPrograms:
             jobs: dict[Future, tuple[dict, Any]] = {}
             with timed(self.start_seconds, "trace steps"):
                 for programs, name, program in missing:
-                    if cancelled is not None and cancelled.is_set():
-                        pool.shutdown(cancel_futures=True)
-                        raise CancelledError
+                    check()
                     jobs[pool.submit(self._cache.compile, program, program.lower())] = programs, name
             with timed(self.start_seconds, "compile steps"):
                 for job in as_completed(jobs):
