@@ -157,11 +157,11 @@ def _tile_kernel(x, outputs: int, group_size: int, gated: bool, invariant: bool,
     if invariant:
         config = choice.invariant_config(shape) if wgmma else None
     elif implementation == "warp":
-        config = choice.warp_rule(shape, gated)
+        config = choice.warp_rule(shape, gated, capability)
     elif implementation == "wgmma":
         config = choice.wgmma_rule(shape)
     else:
-        config = choice.choose(shape, gated=gated, wgmma=wgmma)
+        config = choice.choose(shape, gated=gated, capability=capability)
     if config is None:
         if implementation is not None:
             raise ValueError(f"{implementation=} can't run {shape}")

@@ -31,6 +31,8 @@ from pallas_kernels.int4_matmul import nibbles
 from pallas_kernels.int4_matmul.mosaic_warp import MAX_SHARED
 from pallas_kernels.int4_matmul.tiles import BLOCK, STRIP
 
+MULTIPROCESSORS = 132
+"""Of an H100 or H200: what a round of blocks fills."""
 _REGISTERS = {1: 232, 2: 240, 3: 160, 4: 112}
 """Registers of a thread of so many computing warpgroups, what ``setmaxnreg`` can give beside a memory warpgroup of 24."""
 _SWIZZLED: tuple[Any, ...] = (
@@ -38,6 +40,17 @@ _SWIZZLED: tuple[Any, ...] = (
     plgpu.SwizzleTransform(128),  # pyright: ignore[reportAbstractUsage]
 )
 _ACCUMULATOR = plgpu.Layout._WGMMA_ACC_32BIT
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Blocks ``block`` to ``block + count - 1``: ``tokens`` tokens, from ``start`` on, of the tiles from ``tile`` on."""
+
+    block: int
+    tile: int
+    count: int
+    start: int
+    tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +62,33 @@ class WgmmaConfig:
         tokens: tokens of a block, a multiple of 8, at most 256.
         stages: depth of the ring.
         split: parts that the inputs are cut into.
+        tail: tiles that don't fill a last round of multiprocessors are cut in two, so many tokens (a multiple of 8) and the rest of
+            ``tokens``, and the multiprocessors that would idle take the rests; 0: they are not. Only without ``split``.
     """
 
     rows: int
     tokens: int
     stages: int
     split: int = 1
+    tail: int = 0
+
+    @property
+    def sound(self) -> bool:
+        """Do the fields go together?"""
+        tail = not self.tail or (self.split == 1 and self.tail % 8 == 0 and 0 < self.tail < self.tokens)
+        return tail and 1 <= self.rows <= 4 and self.tokens % 8 == 0 and 8 <= self.tokens <= 256
+
+    def pieces(self, all_strips: int, m: int) -> "list[Piece]":
+        """What the blocks of an uncut sum do, in the order in which the GPU starts them: large pieces first."""
+        tiles = -(-all_strips // (4 * self.rows)) * -(-m // self.tokens)
+        whole = tiles // MULTIPROCESSORS * MULTIPROCESSORS if self.tail else tiles
+        found = [Piece(0, 0, whole, 0, self.tokens)] if whole else []
+        if whole < tiles:
+            rest, block = tiles - whole, whole
+            for start, tokens in ((0, self.tail), (self.tail, self.tokens - self.tail)):
+                found.append(Piece(block, whole, rest, start, tokens))
+                block += rest
+        return found
 
     def shared_bytes(self, groups_per_tile: int) -> int:
         """Shared memory of a block."""
@@ -74,11 +108,12 @@ def int4_matmul_wgmma(
     """``x @ w[layer].T`` for tiles as ``tiles.to_tiles`` writes them, accumulated in float32; ``outputs`` is N."""
     m, k = x.shape
     filled = -(-m // config.tokens) * config.tokens
-    call = _call((filled, k), outputs, words.shape, meta.shape[3], jnp.dtype(x.dtype).name, config)
+    stored = -(-outputs // 64) * 64  # what a warpgroup stores is swizzled, and so whole
+    call = _call((filled, k), stored, words.shape, meta.shape[3], jnp.dtype(x.dtype).name, config)
     out = call(jnp.pad(x, ((0, filled - m), (0, 0))), words, meta, layer)
     if config.split > 1:
-        return out.sum(axis=0).astype(x.dtype)[:m]
-    return out[0, :m]
+        return out.sum(axis=0).astype(x.dtype)[:m, :outputs]
+    return out[0, :m, :outputs]
 
 
 @functools.lru_cache(maxsize=512)
@@ -90,8 +125,13 @@ def _call(
     shared = config.shared_bytes(groups)
     if shared > MAX_SHARED:
         raise ValueError(f"{config} takes {shared} bytes of shared memory, there are {MAX_SHARED}")
+    if not config.sound:
+        raise ValueError(
+            f"{config}: at most 4 rows, tokens a multiple of 8 up to 256, a tail likewise and less, without a split"
+        )
     strips = 4 * rows
     steps = -(-blocks // split)
+    pieces, output_tiles = config.pieces(all_strips, m), -(-all_strips // strips)
     out_dtype = jnp.dtype(jnp.float32 if split > 1 else dtype)
 
     def body(x_g, words_g, meta_g, layer_g, out_g, xs, ws, ms, full, empty, done):
@@ -100,10 +140,23 @@ def _call(
         # The last part may be shorter; its missing blocks are read as zeros by the copy engine.
         first = part * steps
 
-        @pl.when(group < rows)
-        def _compute():
-            plgpu.set_max_registers(_REGISTERS[rows], action="increase")
+        def work(do):
+            """``do(tile, first token, tokens)`` for what this block owns."""
+            if not config.tail:
+                do(tile, token_tile * tokens, tokens)
+                return
+            for piece in pieces:
 
+                @pl.when((tile >= piece.block) & (tile < piece.block + piece.count))
+                def _(piece=piece):
+                    index = tile - piece.block + piece.tile
+                    start = lax.div(index, output_tiles) * tokens + piece.start
+                    do(lax.rem(index, output_tiles), start, piece.tokens)
+
+        def x_of(slot, half: int, count: int):
+            return xs.at[slot, half] if count == tokens else xs.at[slot, half, pl.ds(0, count)]
+
+        def compute(tile, token, count: int):
             def weights(slot):
                 plgpu.barrier_wait(full.at[slot])
                 return _dequantize(ws.at[slot], ms.at[slot], group, groups, dtype)
@@ -111,7 +164,7 @@ def _call(
             def multiply(acc, w, position, fetch: bool):
                 """Multiply one block of inputs while the weights of the next become floats."""
                 slot = lax.rem(position, stages)
-                acc = _multiply(acc, w, xs.at[slot, 0], xs.at[slot, 1], dtype)
+                acc = _multiply(acc, w, x_of(slot, 0, count), x_of(slot, 1, count), dtype)
                 following = weights(lax.rem(position + 1, stages)) if fetch else None
                 plgpu.wgmma_wait(0)
                 if fetch:
@@ -126,12 +179,12 @@ def _call(
                 return multiply(acc, odd, 2 * i + 1, True)
 
             turns = (steps - 1) // 2
-            acc, w = lax.fori_loop(0, turns, two, (_zeros(tokens), weights(0)))
+            acc, w = lax.fori_loop(0, turns, two, (_zeros(count), weights(0)))
             for position in range(2 * turns, steps):
                 acc, w = multiply(acc, w, jnp.int32(position), position + 1 < steps)
             acc = plgpu.layout_cast(acc, plgpu.Layout.WGMMA)
             if split > 1:
-                _store_part(acc, out_g, part, token_tile, (tile * rows + group) * 64, m, outputs)
+                _store_part(acc, out_g, part, token, (tile * rows + group) * 64, m, outputs)
                 return
             # The ring's x is free once every warpgroup is here: the result leaves through it.
             plgpu.barrier_arrive(done)
@@ -141,21 +194,19 @@ def _call(
 
                 @pl.when(group == g)
                 def _store(g=g):
-                    exchange = xs.at[g // 2, g % 2]
+                    exchange = x_of(g // 2, g % 2, count)
                     exchange.T[...] = result
                     plgpu.commit_smem()
                     columns = pl.ds((tile * rows + g) * 64, 64)
-                    plgpu.copy_smem_to_gmem(exchange, out_g.at[part, pl.ds(token_tile * tokens, tokens), columns])
+                    plgpu.copy_smem_to_gmem(exchange, out_g.at[part, pl.ds(token, count), columns])
 
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
-        @pl.when(group == rows)
-        def _memory():
-            plgpu.set_max_registers(24, action="decrease")
+        def fetch(tile, token, count: int):
             number = layer_g[0]
 
             @pl.loop(0, steps)
-            def _fetch(i):
+            def _(i):
                 slot = lax.rem(i, stages)
                 block = first + i
 
@@ -168,8 +219,18 @@ def _call(
                 plgpu.copy_gmem_to_smem(meta_g.at[at], ms.at[slot], full.at[slot])
                 for half in range(2):
                     columns = pl.ds(block * BLOCK + half * 64, 64)
-                    source = x_g.at[pl.ds(token_tile * tokens, tokens), columns]
-                    plgpu.copy_gmem_to_smem(source, xs.at[slot, half], full.at[slot])
+                    source = x_g.at[pl.ds(token, count), columns]
+                    plgpu.copy_gmem_to_smem(source, x_of(slot, half, count), full.at[slot])
+
+        @pl.when(group < rows)
+        def _compute():
+            plgpu.set_max_registers(_REGISTERS[rows], action="increase")
+            work(compute)
+
+        @pl.when(group == rows)
+        def _memory():
+            plgpu.set_max_registers(24, action="decrease")
+            work(fetch)
 
     body.__name__ = f"int4_matmul_wgmma_{m}x{x_shape[1]}x{outputs}"
     return jax.jit(
@@ -184,7 +245,7 @@ def _call(
                 "empty": plgpu.Barrier(num_arrivals=rows, num_barriers=stages),
                 "done": plgpu.Barrier(num_arrivals=rows),
             },
-            grid=(-(-all_strips // strips), m // tokens, split),
+            grid=(sum(p.count for p in pieces), 1, 1) if config.tail else (output_tiles, m // tokens, split),
             grid_names=("outputs", "tokens", "part"),
             num_threads=rows + 1,
             thread_name="warpgroup",
@@ -293,17 +354,17 @@ def _multiply(acc, w, x_low, x_high, dtype: str):
     return emit(acc, w, x_low, x_high)
 
 
-def _store_part(result, out, part, token_tile, row, m: int, outputs: int) -> None:
+def _store_part(result, out, part, token, row, m: int, outputs: int) -> None:
     """Write the running warpgroup's float32 [output, token] straight from registers: eight lanes fill a sector of 32 bytes."""
     tokens = result.shape[1]
 
     @ptx.inline(plgpu.Layout.WGMMA, plgpu.RefType(), *(plgpu.Layout.WG_SPLAT(()),) * 3)
-    def emit(result, out, part, token_tile, row):
-        part, token_tile, row = (ptx.scalar(v) for v in (part, token_tile, row))
+    def emit(result, out, part, token, row):
+        part, token, row = (ptx.scalar(v) for v in (part, token, row))
         thread = ptx.thread_index() % 128
         lane = thread % 32
         row = row + (thread // 32) * STRIP + lane // 4
-        token = token_tile * tokens + lane % 4 * 2
+        token = token + lane % 4 * 2
         start = ptx.global_address(out) + ((part * m + token).wide() * outputs + row.wide()) * 4
         pairs = result.registers.reshape(tokens // 8, 2)
         for half in range(2):
@@ -314,4 +375,4 @@ def _store_part(result, out, part, token_tile, row, m: int, outputs: int) -> Non
                         address = start + ((column * 8 + j) * outputs + 8 * half) * 4
                         ptx.asm("st.global.f32 [$0], $1;", address, value)
 
-    emit(result, out, part, token_tile, row)
+    emit(result, out, part, token, row)

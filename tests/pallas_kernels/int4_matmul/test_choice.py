@@ -12,6 +12,7 @@ from pallas_kernels.int4_matmul.cases import all_cases
 from pallas_kernels.int4_matmul.choice import Shape, choose, fits
 from pallas_kernels.int4_matmul.mosaic_warp import WarpConfig
 from pallas_kernels.int4_matmul.mosaic_wgmma import WgmmaConfig
+from pallas_kernels.int4_matmul.tiles import groups_per_tile
 
 CASES = all_cases()
 ROWS = (1, 2, 5, 8, 16, 17, 32, 33, 64, 65, 128, 200, 256, 512, 2048, 8192)
@@ -39,9 +40,19 @@ def test_every_real_shape_has_a_kernel_that_fits(gated):
                 assert isinstance(config, WgmmaConfig)
 
 
-def test_before_hopper_few_tokens_have_a_kernel_and_many_take_the_reference():
-    assert isinstance(choose(Shape(8, 4096, 4096, 128), wgmma=False), WarpConfig)
-    assert choose(Shape(512, 4096, 4096, 128), wgmma=False) is None
+@pytest.mark.parametrize("capability", [(8, 0), (8, 6), (8, 9), (12, 0)])
+def test_elsewhere_few_tokens_have_a_kernel_that_fits_and_many_take_the_reference(capability):
+    most = choice.SHARED_OF_BLOCK[capability] * 1024
+    for case in CASES:
+        for m in ROWS:
+            shape = Shape(m, case.k, case.n, case.group_size)
+            config = choose(shape, capability=capability)
+            if m > choice.MOST_WARP_TOKENS:
+                assert config is None
+                continue
+            assert isinstance(config, WarpConfig), shape
+            _, rounds = config.grid(shape.strips)
+            assert config.shared_bytes(m, groups_per_tile(case.group_size), rounds) <= most
 
 
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
