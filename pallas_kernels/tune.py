@@ -1,149 +1,224 @@
-"""Find the fastest way to cut the work of a kernel for every real shape on this machine's GPU, and write it down.
+"""Find the fastest way to cut the work of a kernel for the shapes of real models on this machine's GPU, and write it down.
 
-    python -m pallas_kernels.tune int4_matmul --tokens 1,16,64,256 --models llama-3-8b --shards 1
+    python -m pallas_kernels.tune int4_matmul --seconds 300
+    python -m pallas_kernels.tune int4_matmul --models llama-3-8b --tokens 1,16 --shards 1 --again
 
-Candidates are the rules' own choice and its neighbours. The table goes to ``int4_matmul/tuned/<device>.json``, where
-``choice.choose`` reads it; shapes that were there before keep their entries unless they are measured again.
+Shapes come in order of importance. While one is timed the next are compiled. The table is written after every shape, and a shape
+that it holds is skipped, so that a run that was cut off, or whose ``--seconds`` were over, goes on where it stopped. What is tried
+and where the table lies: ``tuning.py`` of the kernel's folder.
 """
 
 import argparse
+import contextlib
+import importlib
 import json
+import math
+import os
 import sys
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
-import jax.numpy as jnp
 
-from pallas_kernels.int4_matmul import choice
-from pallas_kernels.int4_matmul.cases import MODELS, all_cases, random_tiles
-from pallas_kernels.int4_matmul.choice import Config, Shape, fits
-from pallas_kernels.int4_matmul.mosaic_warp import WarpConfig, int4_matmul_warp
-from pallas_kernels.int4_matmul.mosaic_wgmma import WgmmaConfig, int4_matmul_wgmma
-from pallas_kernels.timing import microseconds
+KERNELS = {"int4_matmul": "pallas_kernels.int4_matmul.tuning"}
+AHEAD = 3
+"""Shapes that are compiled while one is timed."""
+HANG_SECONDS = 60
+"""A candidate that takes longer than this never ends; the process does, then, and the table keeps what was found before."""
 
-STACK_BYTES = 2**28
-"""Of the layers that calls rotate over: five times the L2 cache."""
-LEAST_CALLS = 4
+MOST_FAILURES = 3
+"""Shapes in a row of which no candidate ran."""
+
+
+@runtime_checkable
+class Tuning(Protocol):
+    """What a kernel's ``tuning.py`` has."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Which shapes: options of the command line."""
+        ...
+
+    def table_path(self) -> Path:
+        """Of this GPU."""
+        ...
+
+    def shapes(self, options: argparse.Namespace) -> list[Any]:
+        """In order of importance, each once."""
+        ...
+
+    def key(self, shape: Any) -> tuple:
+        """What identifies a shape; the order of the table."""
+        ...
+
+    def key_of(self, entry: dict[str, Any]) -> tuple:
+        """The key of the shape of an entry."""
+        ...
+
+    def entry(self, shape: Any, config: Any, us: float) -> dict[str, Any]:
+        """A line of the table."""
+        ...
+
+    def candidates(self, shape: Any) -> list[Any]:
+        """What is worth a measurement, the rules' own choice first."""
+        ...
+
+    def compiled(self, shape: Any, config: Any) -> Any:
+        """A program that times one candidate. Called from several threads; launches nothing."""
+        ...
+
+    def timer(self, shape: Any) -> Callable[[Any], float]:
+        """Microseconds of a program. Raises ArithmeticError for one whose result is wrong."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
-class Timed:
-    """A candidate and its time; None where it did not compile."""
+class Best:
+    """The fastest candidate of a shape, of how many that ran."""
 
-    shape: Shape
-    config: Config
-    us: float | None
-
-
-def candidates(shape: Shape) -> list[Config]:
-    """What is worth a measurement for a shape: what the rules say first, then what lies around it."""
-    found: list[Config] = []
-    if shape.m <= choice.MOST_WARP_TOKENS:
-        rule = choice.warp_rule(shape, gated=False)
-        found += [rule] if rule is not None else []
-        share = -(-shape.strips // choice.MULTIPROCESSORS)
-        for strips in sorted({1, 2, 3, 4, 7, share} & set(range(1, 9))):
-            for warps in (4, 8, 16):
-                for stages in (2, 3, 4):
-                    blocks = choice.MULTIPROCESSORS if -(-shape.strips // strips) > choice.MULTIPROCESSORS else 0
-                    found.append(WarpConfig(strips, warps, stages, blocks))
-    if shape.m > 16:
-        rule = choice.wgmma_rule(shape)
-        found.append(rule)
-        tokens = [t for t in (16, 32, 64, 128, 256) if t >= min(shape.m, 256) or t == 128]
-        for rows in (1, 2, 3, 4):
-            for t in tokens:
-                tiles = -(-shape.strips // (4 * rows)) * -(-shape.m // t)
-                fill = max(1, choice.MULTIPROCESSORS // tiles)
-                for split in {1, fill, max(1, fill // 2)}:
-                    for stages in (3, 5):
-                        if not (t == 256 and rows > 2) and not (t == 128 and rows == 4 and stages == 5):
-                            found.append(WgmmaConfig(rows, t, stages, split))
-    return [config for config in dict.fromkeys(found) if fits(config, shape, gated=False)]
+    shape: Any
+    config: Any
+    us: float
+    ran: int
 
 
-def call(config: Config, shape: Shape, x: jax.Array, words: jax.Array, meta: jax.Array, layer: int) -> jax.Array:
-    """One matmul cut as ``config`` says."""
-    number = jnp.full(1, layer, jnp.int32)
-    if isinstance(config, WarpConfig):
-        return int4_matmul_warp(x, words, meta, number, outputs=shape.n, config=config)
-    return int4_matmul_wgmma(x, words, meta, number, outputs=shape.n, config=config)
+def missing(tuning: Tuning, shapes: list[Any], table: dict[str, Any], *, again: bool) -> list[Any]:
+    """Shapes that the table doesn't hold; all of them if ``again``."""
+    held = set() if again else {tuning.key_of(entry) for entry in table.get("entries", [])}
+    return [shape for shape in shapes if tuning.key(shape) not in held]
 
 
-def sweep(shape: Shape) -> Iterator[Timed]:
-    """Time every candidate: kernels only (CUPTI), median of three runs over all layers of a stack."""
-    bytes_of_layer = shape.strips * shape.blocks * 1024
-    calls = max(LEAST_CALLS, -(-STACK_BYTES // bytes_of_layer))
-    words, meta = random_tiles(calls, shape.n, shape.k, shape.group_size)
-    x = jax.random.normal(jax.random.key(0), (shape.m, shape.k), jnp.bfloat16)
+def sweep(tuning: Tuning, shapes: list[Any], *, in_time: Callable[[], bool]) -> Iterator[Best | None]:
+    """Time the candidates of one shape after the other; None for a shape of which none ran.
 
-    def compiled(config: Config) -> Any:
-        try:
-            run = jax.jit(lambda x, w, s: [call(config, shape, x, w, s, layer) for layer in range(calls)])
-            return run.lower(x, words, meta).compile()
-        except Exception as error:  # a candidate that ptxas refuses is no candidate; say so and go on
-            print(f"{shape} {config}: {error}", file=sys.stderr)
+    Ends when ``in_time`` says no; a shape that isn't through by then is left out.
+    """
+    pool = ThreadPoolExecutor(max(2, (os.cpu_count() or 2) - 1))
+    upcoming = iter(shapes)
+    under_way: deque[tuple[Any, list[tuple[Any, Future]]]] = deque()
+
+    def compile_next() -> None:
+        for shape in upcoming:
+            configs = tuning.candidates(shape)
+            under_way.append((shape, [(config, pool.submit(tuning.compiled, shape, config)) for config in configs]))
+            return
+
+    try:
+        for _ in range(AHEAD):
+            compile_next()
+        while under_way and in_time():
+            shape, programs = under_way.popleft()
+            compile_next()
+            timed = _timed(tuning, shape, programs, in_time)
+            if timed is None:
+                return
+            best = min(timed, key=lambda pair: pair[1], default=None)
+            yield None if best is None else Best(shape, *best, len(timed))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _timed(
+    tuning: Tuning, shape: Any, programs: list[tuple[Any, Future]], in_time: Callable[[], bool]
+) -> list[tuple[Any, float]] | None:
+    """Candidates and their microseconds; None if the time was over before the last."""
+    timer, found = None, []
+    for config, program in programs:
+        if not in_time():
             return None
-
-    configs = candidates(shape)
-    with ThreadPoolExecutor() as pool:
-        programs = list(pool.map(compiled, configs))
-    for config, program in zip(configs, programs, strict=True):
-        if program is None:
-            yield Timed(shape, config, None)
-            continue
-        yield Timed(shape, config, microseconds(program, calls, x, words, meta))
-
-
-def entry(best: Timed) -> dict[str, Any]:
-    """A line of the table."""
-    kernel = next(name for name, kind in choice.KINDS.items() if isinstance(best.config, kind))
-    return {**asdict(best.shape), "kernel": kernel, "config": asdict(best.config), "us": best.us}
+        try:
+            run = program.result()
+            timer = timer or tuning.timer(shape)
+            with _watched(f"{shape} {config}"):
+                found.append((config, timer(run)))
+        except Exception as error:  # a candidate that ptxas refuses, or that is wrong, is none; say so and go on
+            print(f"{shape} {config}: {type(error).__name__}: {str(error)[:500]}", file=sys.stderr)
+    return found
 
 
-def merged(table: dict[str, Any], entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+@contextlib.contextmanager
+def _watched(what: str) -> Iterator[None]:
+    """End the process if this takes HANG_SECONDS: no other way leads out of a kernel that waits forever."""
+
+    def give_up() -> None:
+        print(f"{what} did not end within {HANG_SECONDS} s", file=sys.stderr, flush=True)
+        os._exit(3)
+
+    watch = threading.Timer(HANG_SECONDS, give_up)
+    watch.start()
+    try:
+        yield
+    finally:
+        watch.cancel()
+
+
+def merged(tuning: Tuning, table: dict[str, Any], entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """New entries in place of those of the same shape; ordered by shape."""
-    shape = ("k", "n", "group_size", "m")
-    found = {tuple(e[name] for name in shape): e for e in [*table.get("entries", []), *entries]}
+    found = {tuning.key_of(e): e for e in [*table.get("entries", []), *entries]}
     return [found[key] for key in sorted(found)]
+
+
+def write(path: Path, table: dict[str, Any]) -> None:
+    """In one step: a run that is cut off leaves the table of before or after."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    new.replace(path)
 
 
 def main() -> int:
     """Sweep, and write the table after every shape."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kernel", choices=("int4_matmul",))
-    parser.add_argument("--tokens", default="1,16,32,64,128,256,2048", help="M, with commas")
-    parser.add_argument("--models", help=f"with commas, of {', '.join(m.name for m in MODELS)}; default all")
-    parser.add_argument("--shards", default="1,2,4", help="degrees of tensor parallelism, with commas")
-    parser.add_argument("--out", type=Path, help="the table; default int4_matmul/tuned/<device>.json")
+    commands = parser.add_subparsers(dest="kernel", required=True)
+    for name, module in KERNELS.items():
+        command = commands.add_parser(name)
+        importlib.import_module(module).add_arguments(command)
+        command.add_argument("--seconds", type=float, help="stop after so many, and keep what was found")
+        command.add_argument("--again", action="store_true", help="also shapes that the table holds")
+        command.add_argument("--out", type=Path, help="the table; default that of this GPU in the kernel's folder")
     options = parser.parse_args()
     if jax.default_backend() != "gpu":
         print(f"tuning needs an NVIDIA GPU; jax sees {jax.devices()}", file=sys.stderr)
         return 2
-    from rich.progress import track
-
-    path = options.out or Path(choice.__file__).with_name("tuned") / f"{choice.device_name()}.json"
+    begun = time.monotonic()
+    tuning: Any = importlib.import_module(KERNELS[options.kernel])
+    path = options.out or tuning.table_path()
     table = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    cases = all_cases(tuple(int(s) for s in options.shards.split(",")))
-    if options.models:
-        cases = [case for case in cases if case.model in options.models.split(",")]
-    shapes = [Shape(int(m), case.k, case.n, case.group_size) for case in cases for m in options.tokens.split(",")]
-    for shape in track(shapes, "tuning"):
-        timed = [t for t in sweep(shape) if t.us is not None]
-        best = min(timed, key=lambda t: t.us or 0.0, default=None)
-        if best is None:
-            continue
-        print(f"{shape}: {best.config} {best.us:.2f} us, of {len(timed)}")
-        table = {
-            "device": jax.devices()[0].device_kind,
-            "jax": jax.__version__,
-            "entries": merged(table, [entry(best)]),
-        }
-        path.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    shapes = tuning.shapes(options)
+    todo = missing(tuning, shapes, table, again=options.again)
+    print(f"{len(todo)} of {len(shapes)} shapes to tune, table {path}", flush=True)
+    return run(tuning, todo, table, path, in_time=lambda: time.monotonic() - begun < (options.seconds or math.inf))
+
+
+def run(tuning: Tuning, todo: list[Any], table: dict[str, Any], path: Path, *, in_time: Callable[[], bool]) -> int:
+    """Tune these shapes; returns the exit status: 0 if all of them are in the table now, 3 if the time was over before."""
+    from rich.progress import Progress
+
+    about = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
+    done = failed = 0
+    with Progress() as progress:
+        task = progress.add_task("tuning", total=len(todo))
+        for best in sweep(tuning, todo, in_time=in_time):
+            done += 1
+            progress.advance(task)
+            failed = failed + 1 if best is None else 0
+            if failed == MOST_FAILURES:
+                print(f"{failed} shapes in a row without a result: the GPU no longer works", file=sys.stderr)
+                return 1
+            if best is None:
+                continue
+            progress.console.print(f"{best.shape}: {best.config} {best.us:.2f} us, of {best.ran}", highlight=False)
+            entry = tuning.entry(best.shape, best.config, best.us)
+            table = {**table, **about, "entries": merged(tuning, table, [entry])}
+            write(path, table)
+    if done < len(todo):
+        print(f"time is over: {len(todo) - done} shapes are left; run again to go on")
+        return 3
     return 0
 
 

@@ -18,7 +18,9 @@ KINDS: dict[str, type[WarpConfig] | type[WgmmaConfig]] = {"warp": WarpConfig, "w
 SHARED_OF_BLOCK = {(8, 0): 163, (8, 6): 99, (8, 7): 163, (8, 9): 99, (12, 0): 99, (12, 1): 99}
 """KiB of shared memory that a block can have, by compute capability (CUDA C++ programming guide); elsewhere MAX_SHARED."""
 HOPPER_TABLE = "h100"
-"""Where a Hopper GPU has no table of its own."""
+"""Where a Hopper GPU has no table of its own, or none of the shape."""
+MANY_TOKENS = 2048
+"""An entry of so many stands for all above it; one of fewer may be cut for them alone (parts of the inputs, say)."""
 MOST_WARP_TOKENS = 32
 _NEAR = 0.25
 
@@ -54,9 +56,10 @@ def choose(shape: Shape, *, gated: bool = False, capability: tuple[int, int] = H
         None where no kernel serves: many tokens without wgmma.
     """
     wgmma = capability[0] == HOPPER[0]
-    entry = _nearest(shape, _table(device_name()) or _table(HOPPER_TABLE)) if wgmma else None
-    if entry is not None and fits(entry, shape, gated):
-        return entry
+    for table in dict.fromkeys((device_name(), HOPPER_TABLE)) if wgmma else ():
+        entry = _nearest(shape, _table(table))
+        if entry is not None and fits(entry, shape, gated):
+            return entry
     if shape.m <= MOST_WARP_TOKENS:
         config = warp_rule(shape, gated, capability)
         if config is not None and (shape.m <= 16 or not wgmma or shape.strips <= 2 * MULTIPROCESSORS):
@@ -143,16 +146,15 @@ def _table(device: str) -> tuple[tuple[Shape, Config], ...]:
 
 
 def _nearest(shape: Shape, table: tuple[tuple[Shape, Config], ...]) -> Config | None:
-    """The entry of the closest N and K, near enough, for at least as many tokens; the largest M stands for all above it."""
-    least_m = min(shape.m, max((other.m for other, _ in table), default=0))
+    """The entry of the closest N and K, near enough, for the next number of tokens."""
     best, best_distance = None, None
     for other, config in table:
-        if other.group_size != shape.group_size or other.m < least_m:
+        if other.group_size != shape.group_size or other.m < min(shape.m, MANY_TOKENS):
             continue
         apart = abs(math.log2(other.n / shape.n)) + abs(math.log2(other.k / shape.k))
         if apart > _NEAR:
             continue
-        distance = (apart, other.m)
+        distance = (apart, other.m < shape.m, abs(other.m - shape.m))
         if best_distance is None or distance < best_distance:
             best, best_distance = config, distance
     return best
