@@ -214,13 +214,14 @@ def _call(
                 def _():
                     plgpu.barrier_wait(empty.at[slot])
 
-                at = (number, pl.ds(tile * strips, strips), block)
-                plgpu.copy_gmem_to_smem(words_g.at[at], ws.at[slot], full.at[slot])
-                plgpu.copy_gmem_to_smem(meta_g.at[at], ms.at[slot], full.at[slot])
+                # x first: on the way to the first block's weights the number of the layer has to be read.
                 for half in range(2):
                     columns = pl.ds(block * BLOCK + half * 64, 64)
                     source = x_g.at[pl.ds(token, count), columns]
                     plgpu.copy_gmem_to_smem(source, x_of(slot, half, count), full.at[slot])
+                at = (number, pl.ds(tile * strips, strips), block)
+                plgpu.copy_gmem_to_smem(words_g.at[at], ws.at[slot], full.at[slot])
+                plgpu.copy_gmem_to_smem(meta_g.at[at], ms.at[slot], full.at[slot])
 
         @pl.when(group < rows)
         def _compute():

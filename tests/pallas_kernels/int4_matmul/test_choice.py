@@ -3,9 +3,11 @@
 import json
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
 
 from pallas_kernels.int4_matmul import choice
+from pallas_kernels.int4_matmul.api import int4_matmul_tiles
 from pallas_kernels.int4_matmul.cases import all_cases
 from pallas_kernels.int4_matmul.choice import Shape, choose, fits
 from pallas_kernels.int4_matmul.mosaic_warp import WarpConfig
@@ -98,3 +100,10 @@ def test_an_invariant_cut_does_not_depend_on_the_tokens():
             for c in (choice.invariant_config(Shape(m, case.k, case.n, case.group_size)) for m in ROWS)
         }
         assert len(cuts) == 1, "rows and parts decide the order of additions"
+
+
+def test_a_kernel_for_few_tokens_can_not_be_the_same_in_every_batch():
+    words, meta = jnp.zeros((1, 2, 1, 256), jnp.int32), jnp.zeros((1, 2, 1, 1, 16), jnp.int32)
+    x = jnp.zeros((1, 128), jnp.bfloat16)
+    with pytest.raises(ValueError, match="invariant=True has wgmma or the reference"):
+        int4_matmul_tiles(x, words, meta, 0, outputs=32, group_size=128, invariant=True, implementation="warp")

@@ -26,10 +26,12 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU"),
 ]
-TOKENS = (1, 3, 17, 65, 200)
+TOKENS = {"bfloat16": (1, 3, 17, 65, 200), "float16": (3, 65)}
+"""Of each product; float16 differs in its constants alone."""
+MOST_TOKENS = 200
 TOLERANCE = {"bfloat16": 4e-3, "float16": 5e-4}
-GATED_TOLERANCE = {"bfloat16": 5e-3, "float16": 1e-3}
-"""Gate and up have the error of a product each, and past wgmma XLA rounds both before it multiplies them."""
+GATED_TOLERANCE = {"bfloat16": 6e-3, "float16": 1e-3}
+"""Past wgmma gate and up are rounded before they are multiplied, and each has the error of a product (the reference: 4.9e-3)."""
 LAYER = 1
 NAN = np.int32(-1)
 """All bits set: a NaN of every float, two of them for 16 bits."""
@@ -70,7 +72,7 @@ class Job:
 
 EXACT_JOBS = [Job(case, dtype) for case in (*GROUPS, *CASES) for dtype in TOLERANCE]
 EXACT_JOBS += [Job(case, dtype, gated=True) for case in CASES if case.name == "gate_up" for dtype in TOLERANCE]
-INVARIANT_JOBS = [Job(case, "bfloat16", invariant=True) for case in CASES if case.name in ("out", "gate_up", "down")]
+INVARIANT_JOBS = [Job(case, "bfloat16", invariant=True) for case in CASES if case.model == "llama-3-8b"]
 
 
 def products(job: Job) -> dict[str, tuple[int, Callable]]:
@@ -79,9 +81,9 @@ def products(job: Job) -> dict[str, tuple[int, Callable]]:
         int4_matmul_tiles, layer=LAYER, outputs=job.case.n, group_size=job.case.group_size, gated=job.gated
     )
     if job.invariant:
-        return {f"{m} tokens": (m, partial(kernel, invariant=True)) for m in (*TOKENS, 5, 64)}
+        return {f"{m} tokens": (m, partial(kernel, invariant=True)) for m in (*TOKENS[job.dtype], 5, 64)}
     found = {}
-    for m in TOKENS:
+    for m in TOKENS[job.dtype]:
         for name in ("default", "wgmma", *(["warp"] if m <= MOST_WARP_TOKENS else [])):
             implementation = None if name == "default" else name
             found[f"{m} tokens, {name}"] = (m, partial(kernel, implementation=implementation))
@@ -106,7 +108,7 @@ def compiled(job: Job) -> tuple[jax.stages.Compiled, jax.stages.Compiled]:
 
     poison = {name: jax.ShapeDtypeStruct((m, job.width), job.dtype) for name, (m, _) in functions.items()}
     program = jax.jit(run, donate_argnums=0, keep_unused=True)
-    return program.lower(poison, *described(job.case, job.dtype, max(TOKENS))).compile(), compiled_tiles(
+    return program.lower(poison, *described(job.case, job.dtype, MOST_TOKENS)).compile(), compiled_tiles(
         job.case, job.dtype
     )
 
@@ -192,7 +194,7 @@ def run_job(job: Job, program: Future) -> tuple[dict[str, jax.Array], np.ndarray
     run, tile = program.result()
     rows = random_rows(job.case, job.dtype)
     words, meta = tile(*rows)
-    x = np.random.default_rng().normal(size=(max(TOKENS), job.case.k)).astype(jnp.dtype(job.dtype))
+    x = np.random.default_rng().normal(size=(MOST_TOKENS, job.case.k)).astype(jnp.dtype(job.dtype))
     poison = {name: nans((m, job.width), job.dtype) for name, (m, _) in products(job).items()}
     fill_free_memory()
     out = run(poison, x, words, meta)
@@ -204,15 +206,17 @@ def run_job(job: Job, program: Future) -> tuple[dict[str, jax.Array], np.ndarray
 def test_every_kernel_is_right(job, programs):
     out, exact = run_job(job, programs[job])
     errors = {name: relative_error(out[name], exact[:m]) for name, (m, _) in products(job).items()}
-    assert max(errors.values()) <= (GATED_TOLERANCE if job.gated else TOLERANCE)[job.dtype], errors
+    for name, error in errors.items():
+        limit = GATED_TOLERANCE if job.gated and not name.endswith("warp") else TOLERANCE
+        assert error <= limit[job.dtype], (name, errors)
 
 
 @pytest.mark.parametrize("job", INVARIANT_JOBS, ids=str)
 def test_an_invariant_product_does_not_depend_on_the_batch(job, programs):
     out, exact = run_job(job, programs[job])
     bits = {name: np.asarray(value).view(np.uint16) for name, value in out.items()}
-    whole = bits[f"{max(TOKENS)} tokens"]
-    assert relative_error(out[f"{max(TOKENS)} tokens"], exact) <= TOLERANCE["bfloat16"]
+    whole = bits[f"{MOST_TOKENS} tokens"]
+    assert relative_error(out[f"{MOST_TOKENS} tokens"], exact) <= TOLERANCE["bfloat16"]
     for name, found in bits.items():
         np.testing.assert_array_equal(found, whole[: len(found)], err_msg=name)
 
