@@ -150,7 +150,9 @@ def _tile_kernel(x, outputs: int, group_size: int, gated: bool, invariant: bool,
     if implementation == "wgmma" and not wgmma:
         raise ValueError(f"{implementation=} needs a Hopper GPU; this one has compute capability {capability}")
     if invariant and implementation == "warp":
-        raise ValueError(f"{implementation=} is one for few tokens alone; {invariant=} has wgmma or the reference for all")
+        raise ValueError(
+            f"{implementation=} is one for few tokens alone; {invariant=} has wgmma or the reference for all"
+        )
     if capability < OLDEST_GPU:
         warnings.warn(
             f"int4 matmuls run de-quantized: compute capability {capability} is older than {OLDEST_GPU}", stacklevel=3
