@@ -3,7 +3,7 @@
 import argparse
 import functools
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,8 @@ def candidates(shape: Shape) -> list[Config]:
     before = choice.choose(shape)
     if before is not None:
         found.insert(1, before)
+    if isinstance(before, WgmmaConfig):
+        found.insert(2, replace(before, in_flight=2))
     return [config for config in dict.fromkeys(found) if fits(config, shape, gated=False)]
 
 
@@ -110,14 +112,16 @@ def _wgmma_candidates(shape: Shape) -> list[Config]:
     if tile >= 128:
         pairs += [(4, 64)] if shape.m <= 256 else []
         pairs += [(3, 128), (2, 128)] if tile == 256 else []
-    found: list[Config] = [choice.wgmma_rule(shape)]
+    rule = choice.wgmma_rule(shape)
+    found: list[Config] = [rule, replace(rule, in_flight=2)]
     for rows, tokens in pairs:
         stages = _most_stages(shape, rows, tokens)
         tiles = -(-shape.strips // (4 * rows)) * -(-shape.m // tokens)
         fill = min(MULTIPROCESSORS // tiles, shape.blocks // 4)
         splits = dict.fromkeys((1, fill, 2) if fill > 1 else (1,))
-        found += [WgmmaConfig(rows, tokens, stages, split) for split in splits]
-        found += [WgmmaConfig(rows, tokens, stages, tail=tail) for tail in tails(shape, rows, tokens) if rows <= 2]
+        found += [WgmmaConfig(rows, tokens, stages, split, in_flight=2) for split in splits]
+        for tail in tails(shape, rows, tokens) if rows == 2 else ():
+            found += [WgmmaConfig(rows, tokens, stages, tail=tail, in_flight=flying) for flying in (1, 2)]
     return found
 
 

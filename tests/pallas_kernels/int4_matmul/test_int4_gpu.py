@@ -39,16 +39,20 @@ GROUPS = tuple(
     Int4MatmulCase("groups", f"{g}-of-{k}", k, 960, g) for g, k in ((32, 1536), (64, 1536), (1536, 1536), (576, 576))
 )
 """What CASES doesn't have: groups of 32, and one group for all inputs, which are whole tiles or not."""
-TAILS = (
-    (256, Int4MatmulCase("tail", "28672", 1024, 28672), WgmmaConfig(2, 256, 3, tail=192)),
-    (200, Int4MatmulCase("tail", "28672-half", 1024, 28672), WgmmaConfig(2, 128, 5, tail=64)),
-    (
-        300,
-        Int4MatmulCase("tail", "9040", 640, 9040),
-        WgmmaConfig(2, 256, 3, tail=176),
-    ),  # 142 tiles, the last is not full
-    (65, Int4MatmulCase("tail", "8464", 256, 8464, 64), WgmmaConfig(1, 72, 4, tail=64)),  # 133 tiles: one is cut
+CUTS = (
+    (256, Int4MatmulCase("cut", "tail", 1024, 28672), WgmmaConfig(2, 256, 3, tail=192)),
+    (200, Int4MatmulCase("cut", "half-tail", 1024, 28672), WgmmaConfig(2, 128, 5, tail=64)),
+    (300, Int4MatmulCase("cut", "142-tiles", 640, 9040), WgmmaConfig(2, 256, 3, tail=176)),  # the last is not full
+    (65, Int4MatmulCase("cut", "133-tiles", 256, 8464, 64), WgmmaConfig(1, 72, 4, tail=64)),  # one is cut
+    (256, Int4MatmulCase("cut", "two-in-flight", 2048, 8192), WgmmaConfig(1, 256, 3, in_flight=2)),
+    (256, Int4MatmulCase("cut", "tail-two-in-flight", 1024, 28672), WgmmaConfig(2, 256, 3, tail=192, in_flight=2)),
+    (64, Int4MatmulCase("cut", "split-two-in-flight", 4096, 4096), WgmmaConfig(4, 64, 4, 4, in_flight=2)),
+    (200, Int4MatmulCase("cut", "groups-of-32", 1152, 960, 32), WgmmaConfig(2, 128, 5, in_flight=2)),
+    (17, Int4MatmulCase("cut", "groups-of-64", 384, 576, 64), WgmmaConfig(3, 32, 2, in_flight=2)),
+    (8, Int4MatmulCase("cut", "one-block", 128, 64), WgmmaConfig(1, 8, 3, in_flight=2)),
+    (8, Int4MatmulCase("cut", "two-blocks", 256, 40), WgmmaConfig(1, 8, 3, in_flight=2)),
 )
+"""What tuning may find and no rule says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,12 +134,12 @@ def compiled_tiles(case: Int4MatmulCase, dtype: str) -> jax.stages.Compiled:
 def programs() -> Iterator[dict[Any, Future]]:
     pool = ThreadPoolExecutor(os.cpu_count())
     found: dict[Any, Future] = {job: pool.submit(compiled, job) for job in (*EXACT_JOBS, *INVARIANT_JOBS)}
-    found |= {tail: pool.submit(compiled_tail, *tail) for tail in TAILS}
+    found |= {cut: pool.submit(compiled_cut, *cut) for cut in CUTS}
     yield found
     pool.shutdown(cancel_futures=True)
 
 
-def compiled_tail(m: int, case: Int4MatmulCase, config: WgmmaConfig) -> tuple[jax.stages.Compiled, jax.stages.Compiled]:
+def compiled_cut(m: int, case: Int4MatmulCase, config: WgmmaConfig) -> tuple[jax.stages.Compiled, jax.stages.Compiled]:
     """The program of one product cut as ``config`` says, and that of its tiles."""
 
     def run(poison, x, words, meta):
@@ -221,10 +225,10 @@ def test_an_invariant_product_does_not_depend_on_the_batch(job, programs):
         np.testing.assert_array_equal(found, whole[: len(found)], err_msg=name)
 
 
-@pytest.mark.parametrize("tail", TAILS, ids=lambda tail: f"{tail[0]}x{tail[1].n}")
-def test_a_last_round_cut_in_two_is_right(tail, programs):
-    m, case, _ = tail
-    run, tile = programs[tail].result()
+@pytest.mark.parametrize("cut", CUTS, ids=lambda cut: cut[1].name)
+def test_every_kind_of_cut_is_right(cut, programs):
+    m, case, _ = cut
+    run, tile = programs[cut].result()
     rows = random_rows(case, "bfloat16")
     words, meta = tile(*rows)
     x = np.random.default_rng().normal(size=(m, case.k)).astype(jnp.bfloat16)

@@ -9,6 +9,7 @@ import pytest
 
 from pallas_kernels.int4_matmul.choice import Shape, fits, tails
 from pallas_kernels.int4_matmul.mosaic_wgmma import MULTIPROCESSORS, WgmmaConfig, int4_matmul_wgmma
+from pallas_kernels.int4_matmul.tiles import groups_per_tile
 
 
 def longest(config: WgmmaConfig, strips: int, m: int) -> int:
@@ -59,20 +60,20 @@ def test_full_or_single_rounds_have_no_tail(shape):
 
 
 @pytest.mark.parametrize("config", [WgmmaConfig(2, 256, 3, 2, tail=192), WgmmaConfig(2, 256, 3, tail=100),
-                                    WgmmaConfig(2, 64, 3, tail=64)])  # fmt: skip
-def test_a_tail_that_can_not_be_is_refused(config):
+                                    WgmmaConfig(2, 64, 3, tail=64), WgmmaConfig(2, 64, 3, in_flight=3)])  # fmt: skip
+def test_a_cut_that_can_not_be_is_refused(config):
     shape = Shape(256, 1024, 28672, 128)
     assert not fits(config, shape, gated=False)
     with pytest.raises(ValueError, match="a tail likewise"):
         lower(shape.m, shape.k, shape.n, config)
 
 
-def lower(m: int, k: int, n: int, config: WgmmaConfig) -> str:
-    strips = -(-n // 16)
+def lower(m: int, k: int, n: int, config: WgmmaConfig, group_size: int = 128, dtype: str = "bfloat16") -> str:
+    tiles = (2, -(-n // 16), k // 128)
     described = (
-        jax.ShapeDtypeStruct((m, k), jnp.bfloat16),
-        jax.ShapeDtypeStruct((2, strips, k // 128, 256), jnp.int32),
-        jax.ShapeDtypeStruct((2, strips, k // 128, 1, 16), jnp.int32),
+        jax.ShapeDtypeStruct((m, k), dtype),
+        jax.ShapeDtypeStruct((*tiles, 256), jnp.int32),
+        jax.ShapeDtypeStruct((*tiles, groups_per_tile(group_size), 16), jnp.int32),
         jax.ShapeDtypeStruct((1,), jnp.int32),
     )
     traced = jax.jit(partial(int4_matmul_wgmma, outputs=n, config=config)).trace(*described)
@@ -83,13 +84,23 @@ def lower(m: int, k: int, n: int, config: WgmmaConfig) -> str:
     ("m", "n", "config"),
     [
         (256, 28672, WgmmaConfig(2, 256, 3, tail=192)),
-        (200, 28672, WgmmaConfig(2, 128, 5, tail=64)),
+        (200, 28672, WgmmaConfig(2, 128, 5, tail=64, in_flight=2)),
         (300, 9040, WgmmaConfig(2, 256, 3, tail=176)),
         (17, 40, WgmmaConfig(4, 32, 4)),  # outputs that are no whole 64
-        (17, 40, WgmmaConfig(4, 32, 4, split=4)),
+        (17, 40, WgmmaConfig(4, 32, 4, split=4, in_flight=2)),
     ],
 )
 def test_lowers_for_cuda(m, n, config):
     text = lower(m, 1024, n, config)
     assert "mosaic_gpu" in text
     assert f"-> (tensor<{m}x{n}xbf16>" in text
+
+
+@pytest.mark.parametrize("in_flight", [1, 2])
+@pytest.mark.parametrize("blocks", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    ("group_size", "dtype"), [(16, "bfloat16"), (32, "float16"), (64, "bfloat16"), (128, "float16")]
+)
+def test_lowers_with_few_blocks_of_inputs_and_every_group_size(in_flight, blocks, group_size, dtype):
+    config = WgmmaConfig(2, 64, 3, in_flight=in_flight)
+    assert "mosaic_gpu" in lower(64, 128 * blocks, 128, config, group_size, dtype)
