@@ -174,7 +174,7 @@ def _call(
 
             def whole(carry, position, last: bool = False):
                 """Multiply one block of inputs; the weights of the next become floats."""
-                acc = multiply(*carry, position)
+                acc = multiply(carry[0], carry[1], position)
                 following = None if last else weights(position + 1)
                 plgpu.wgmma_wait(0)
                 if not last:
@@ -183,7 +183,7 @@ def _call(
 
             def halves(carry, position, first: bool = False, last: bool = False):
                 """The same in two products: while one runs, the weights of the other become floats."""
-                acc = multiply(*carry, position, 0)
+                acc = multiply(carry[0], carry[1], position, 0)
                 plgpu.wgmma_wait(1)
                 if not first:
                     release(position - 1)
