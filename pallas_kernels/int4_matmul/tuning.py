@@ -1,7 +1,8 @@
-"""What ``pallas_kernels.tune`` tries for the int4 matmul: which shapes first, which cuts, and how one is timed."""
+"""What ``python -m pallas_kernels.tune`` tries for the int4 matmul: which shapes first, which cuts, and how one is timed."""
 
 import argparse
 import functools
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels import sweep
 from pallas_kernels.int4_matmul import choice
 from pallas_kernels.int4_matmul.cases import MODELS, cases_of, random_tiles
 from pallas_kernels.int4_matmul.choice import MULTIPROCESSORS, Config, Shape, fits, tails
@@ -39,6 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", default=",".join(map(str, FIRST_TOKENS)), help="M, with commas")
     parser.add_argument("--models", help=f"with commas, of {', '.join(m.name for m in MODELS)}; default all")
     parser.add_argument("--shards", default="1,2,4", help="degrees of tensor parallelism, with commas")
+    sweep.add_arguments(parser)
+
+
+def sweep_and_write(options: argparse.Namespace) -> int:
+    """Sweep, and write the table after every shape; returns the exit status."""
+    tuning: Any = sys.modules[__name__]
+    return sweep.sweep_and_write(tuning, options)
 
 
 def table_path() -> Path:
