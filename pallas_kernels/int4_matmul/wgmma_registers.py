@@ -35,32 +35,50 @@ def dequantized(words, meta, group, groups: int, dtype: str, half: int | None = 
         returns=ptx.array_type(shape, dtype, plgpu.Layout.WGMMA),
     )
     def emit(words, meta, group):
-        group = ptx.scalar(group)
-        thread = ptx.thread_index() % 128
-        lane, strip = thread % 32, group * 4 + thread // 32
-        source = ptx.shared_address(words) + strip * (STRIP * BLOCK // 2) + lane * 16
-        loaded = {4 * h + i: word for h in halves for i, word in enumerate(ptx.load_shared(source + 512 * h, 4))}
-        scale_source = ptx.shared_address(meta) + strip * (groups * STRIP * 4) + (lane // 4) * 4
-        registers = np.empty(plgpu.Layout.WGMMA.to_mgpu().registers_shape(shape), dtype=object)
-        flat = registers.reshape(8 * len(halves), 2)  # [8 inputs, 8 outputs of the strip]
         pair_type = ir.VectorType.get((2,), utils.dtype_to_ir_type(jnp.dtype(dtype)))
-        for part in range(groups):
-            steps = [s for s in range(part * 8 // groups, (part + 1) * 8 // groups) if s in loaded]
-            if not steps:
-                continue
-            scales, zeros = [], []
-            for half in range(2):
-                [word] = ptx.load_shared(scale_source + (part * STRIP * 4 + half * 32))
-                scales.append(ptx.round_pair(nibbles.scale(word), kind))
-                zeros.append(nibbles.biased_pair((word & 0xF) * 0x10001, 0, kind))
-            for s in steps:
-                for i in range(4):
-                    bits = nibbles.biased_pair(loaded[s], i, kind)
-                    pair = ptx.pair_op("mul", ptx.pair_op("sub", bits, zeros[i % 2], kind), scales[i % 2], kind)
-                    flat[2 * (s - 4 * halves[0]) + i // 2, i % 2] = utils.bitcast(pair.value, pair_type)
+        pairs = weight_pairs(
+            ptx.shared_address(words), ptx.shared_address(meta), ptx.scalar(group), groups, kind, halves
+        )
+        registers = np.empty(plgpu.Layout.WGMMA.to_mgpu().registers_shape(shape), dtype=object)
+        registers.flat = [utils.bitcast(pair.value, pair_type) for pair in pairs]
         return fa.FragmentedArray(_registers=registers, _layout=plgpu.Layout.WGMMA.to_mgpu(), _is_signed=None)
 
     return emit(words, meta, group)
+
+
+def weight_pairs(
+    words: ptx.Int, meta: ptx.Int, group: ptx.Int, groups: int, kind: str, halves: tuple[int, ...]
+) -> list[ptx.Int]:
+    """One thread's weights, two to a word: of 8 inputs after the other, those of its two outputs (r and r + 8 of ``tiles``).
+
+    Args:
+        words, meta: shared memory addresses of the tiles of a block of inputs.
+        group: the running warpgroup's number; it has four strips.
+        groups: scales of an output in a tile.
+        kind: bf16 or f16.
+        halves: which of the two times 64 inputs.
+    """
+    thread = ptx.thread_index() % 128
+    lane, strip = thread % 32, group * 4 + thread // 32
+    source = words + strip * (STRIP * BLOCK // 2) + lane * 16
+    loaded = {4 * h + i: word for h in halves for i, word in enumerate(ptx.load_shared(source + 512 * h, 4))}
+    scale_source = meta + strip * (groups * STRIP * 4) + (lane // 4) * 4
+    pairs = []
+    for part in range(groups):
+        steps = [s for s in range(part * 8 // groups, (part + 1) * 8 // groups) if s in loaded]
+        if not steps:
+            continue
+        scales, zeros = [], []
+        for row in range(2):
+            [word] = ptx.load_shared(scale_source + (part * STRIP * 4 + row * 32))
+            scales.append(ptx.round_pair(nibbles.scale(word), kind))
+            zeros.append(nibbles.biased_pair((word & 0xF) * 0x10001, 0, kind))
+        for s in steps:
+            for i in range(4):
+                bits = nibbles.biased_pair(loaded[s], i, kind)
+                exact = ptx.pair_op("sub", bits, zeros[i % 2], kind)
+                pairs.append(ptx.pair_op("mul", exact, scales[i % 2], kind))
+    return pairs
 
 
 def zeros(tokens: int):
