@@ -39,7 +39,7 @@ def dequantized(words, meta, group, groups: int, dtype: str, half: int | None = 
         pairs = weight_pairs(
             ptx.shared_address(words), ptx.shared_address(meta), ptx.scalar(group), groups, kind, halves
         )
-        registers = np.empty(plgpu.Layout.WGMMA.to_mgpu().registers_shape(shape), dtype=object)
+        registers: Any = np.empty(plgpu.Layout.WGMMA.to_mgpu().registers_shape(shape), dtype=object)
         registers.flat = [utils.bitcast(pair.value, pair_type) for pair in pairs]
         return fa.FragmentedArray(_registers=registers, _layout=plgpu.Layout.WGMMA.to_mgpu(), _is_signed=None)
 
