@@ -10,9 +10,15 @@ from jax.experimental.mosaic.gpu import profiler
 
 
 def kernel_times(function: Callable | jax.stages.Compiled, *arguments: Any) -> list[tuple[str, float]]:
-    """Name and microseconds of every kernel of one run, as CUPTI saw it, after a run to warm up."""
+    """Name and microseconds of every kernel of one run, as CUPTI saw it, after a run to warm up.
+
+    Raises:
+        RuntimeError: CUPTI saw none.
+    """
     measured: Any = profiler.Cupti(finalize=False).measure(function, aggregate=False)
     _, times = measured(*arguments)
+    if not times:
+        raise RuntimeError("CUPTI saw no kernel: does another profiler hold it, or may only root read its counters?")
     return [(name, milliseconds * 1e3) for name, milliseconds in times]
 
 

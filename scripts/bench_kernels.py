@@ -37,11 +37,13 @@ def main() -> int:
         print(f"an NVIDIA GPU is needed; jax sees {jax.devices()}", file=sys.stderr)
         return 2
     benchmark = importlib.import_module(BENCHMARKS[options.kernel])
-    rows = benchmark.main(options)
+    command = " ".join(["python", *sys.argv])
+    rows = []
+    for row in benchmark.main(options):
+        rows.append(row)
+        if options.json:  # row by row: a run that is cut off leaves what it has
+            save(rows, options.json, device=jax.devices()[0].device_kind, jax=version("jax"), command=command)
     print(table(rows))
-    if options.json:
-        command = " ".join(["python", *sys.argv])
-        save(rows, options.json, device=jax.devices()[0].device_kind, jax=version("jax"), command=command)
     if options.plot:
         benchmark.roofline(rows, options.plot)
     return 0 if all(row.get("ok", True) for row in rows) else 1

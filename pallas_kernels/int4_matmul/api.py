@@ -149,6 +149,10 @@ def _tile_kernel(x, outputs: int, group_size: int, gated: bool, invariant: bool,
     wgmma = capability[0] == HOPPER[0]
     if implementation == "wgmma" and not wgmma:
         raise ValueError(f"{implementation=} needs a Hopper GPU; this one has compute capability {capability}")
+    if invariant and implementation == "warp":
+        raise ValueError(
+            f"{implementation=} is one for few tokens alone; {invariant=} has wgmma or the reference for all"
+        )
     if capability < OLDEST_GPU:
         warnings.warn(
             f"int4 matmuls run de-quantized: compute capability {capability} is older than {OLDEST_GPU}", stacklevel=3
@@ -157,11 +161,11 @@ def _tile_kernel(x, outputs: int, group_size: int, gated: bool, invariant: bool,
     if invariant:
         config = choice.invariant_config(shape) if wgmma else None
     elif implementation == "warp":
-        config = choice.warp_rule(shape, gated)
+        config = choice.warp_rule(shape, gated, capability)
     elif implementation == "wgmma":
         config = choice.wgmma_rule(shape)
     else:
-        config = choice.choose(shape, gated=gated, wgmma=wgmma)
+        config = choice.choose(shape, gated=gated, capability=capability)
     if config is None:
         if implementation is not None:
             raise ValueError(f"{implementation=} can't run {shape}")

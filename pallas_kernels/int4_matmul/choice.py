@@ -8,16 +8,19 @@ from pathlib import Path
 
 import jax
 
+from pallas_kernels.device import HOPPER
 from pallas_kernels.int4_matmul.mosaic_warp import MAX_SHARED, WarpConfig
-from pallas_kernels.int4_matmul.mosaic_wgmma import WgmmaConfig
+from pallas_kernels.int4_matmul.mosaic_wgmma import MULTIPROCESSORS, WgmmaConfig
 from pallas_kernels.int4_matmul.tiles import BLOCK, STRIP, groups_per_tile, padded
 
 Config = WarpConfig | WgmmaConfig
 KINDS: dict[str, type[WarpConfig] | type[WgmmaConfig]] = {"warp": WarpConfig, "wgmma": WgmmaConfig}
-MULTIPROCESSORS = 132
-"""Of an H100 or H200; the rules aim at one block for each."""
+SHARED_OF_BLOCK = {(8, 0): 163, (8, 6): 99, (8, 7): 163, (8, 9): 99, (12, 0): 99, (12, 1): 99}
+"""KiB of shared memory that a block can have, by compute capability (CUDA C++ programming guide); elsewhere MAX_SHARED."""
 HOPPER_TABLE = "h100"
-"""Where a Hopper GPU has no table of its own."""
+"""Where a Hopper GPU has no table of its own, or none of the shape."""
+MANY_TOKENS = 2048
+"""An entry of so many stands for all above it; one of fewer may be cut for them alone (parts of the inputs, say)."""
 MOST_WARP_TOKENS = 32
 _NEAR = 0.25
 
@@ -42,37 +45,40 @@ class Shape:
         return padded(self.n, self.k)[1] // BLOCK
 
 
-def choose(shape: Shape, *, gated: bool = False, wgmma: bool = True) -> Config | None:
+def choose(shape: Shape, *, gated: bool = False, capability: tuple[int, int] = HOPPER) -> Config | None:
     """The kernel for a shape on the GPU of this process, or on an H100 if it has none.
 
     Args:
         gated: strips come in pairs.
-        wgmma: the GPU has it (Hopper).
+        capability: of the GPU; wgmma is Hopper's alone.
 
     Returns:
         None where no kernel serves: many tokens without wgmma.
     """
-    entry = _nearest(shape, _table(device_name()) or _table(HOPPER_TABLE)) if wgmma else None
-    if entry is not None and fits(entry, shape, gated):
-        return entry
+    wgmma = capability[0] == HOPPER[0]
+    for table in dict.fromkeys((device_name(), HOPPER_TABLE)) if wgmma else ():
+        entry = _nearest(shape, _table(table))
+        if entry is not None and fits(entry, shape, gated):
+            return entry
     if shape.m <= MOST_WARP_TOKENS:
-        config = warp_rule(shape, gated)
+        config = warp_rule(shape, gated, capability)
         if config is not None and (shape.m <= 16 or not wgmma or shape.strips <= 2 * MULTIPROCESSORS):
             return config
     return wgmma_rule(shape) if wgmma else None
 
 
-def fits(config: Config, shape: Shape, gated: bool) -> bool:
+def fits(config: Config, shape: Shape, gated: bool, capability: tuple[int, int] = HOPPER) -> bool:
     """Can this kernel run this shape?"""
     groups = groups_per_tile(shape.group_size)
+    most = SHARED_OF_BLOCK[capability] * 1024 if capability in SHARED_OF_BLOCK else MAX_SHARED
     if isinstance(config, WgmmaConfig):
-        return config.shared_bytes(groups) <= MAX_SHARED and config.split <= shape.blocks
+        return config.sound and config.shared_bytes(groups) <= most and config.split <= shape.blocks
     _, rounds = config.grid(shape.strips)
     shared = config.shared_bytes(shape.m, groups, rounds)
-    return shape.m <= MOST_WARP_TOKENS and shared <= MAX_SHARED and not (gated and config.strips % 2)
+    return shape.m <= MOST_WARP_TOKENS and shared <= most and not (gated and config.strips % 2)
 
 
-def warp_rule(shape: Shape, gated: bool) -> WarpConfig | None:
+def warp_rule(shape: Shape, gated: bool, capability: tuple[int, int] = HOPPER) -> WarpConfig | None:
     """One block for each multiprocessor if its strips are few; else small tiles that each block walks over."""
     share = -(-shape.strips // MULTIPROCESSORS)
     if gated:
@@ -83,7 +89,8 @@ def warp_rule(shape: Shape, gated: bool) -> WarpConfig | None:
     cuts = [(2, 16, 3)] if shape.m <= 8 else []
     cuts += [(4, 8, 2), (2, 8, 3), (2, 8, 2), (2, 4, 3), (2, 4, 2)]
     candidates += [WarpConfig(*cut, blocks=MULTIPROCESSORS) for cut in cuts]
-    return next((config for config in candidates if fits(config, shape, gated)), None)
+    candidates.append(WarpConfig(2, 4, 2))  # the smallest, for GPUs with little shared memory
+    return next((config for config in candidates if fits(config, shape, gated, capability)), None)
 
 
 def wgmma_rule(shape: Shape) -> WgmmaConfig:
@@ -97,6 +104,21 @@ def wgmma_rule(shape: Shape) -> WgmmaConfig:
     split = max(1, min(MULTIPROCESSORS // tiles, shape.blocks // 4))
     stages = next(s for s in (6, 5, 4, 3, 2) if WgmmaConfig(rows, tokens, s, split).shared_bytes(groups) <= MAX_SHARED)
     return WgmmaConfig(rows, tokens, stages, split)
+
+
+def tails(shape: Shape, rows: int, tokens: int) -> list[int]:
+    """Where the tiles of a last round are worth cutting in two: tokens of the larger piece, the one that balances first.
+
+    Every multiprocessor that the last round leaves idle takes ``rests`` of the smaller pieces, one after the other; they are as
+    long as one larger piece if that has ``rests / (rests + 1)`` of the tokens.
+    """
+    tiles = -(-shape.strips // (4 * rows)) * -(-shape.m // tokens)
+    busy = tiles % MULTIPROCESSORS
+    if tiles < MULTIPROCESSORS or not busy:
+        return []
+    rests = -(-busy // (MULTIPROCESSORS - busy))
+    balanced = -(-tokens * rests // (rests + 1) // 16) * 16
+    return [tail for tail in dict.fromkeys((balanced, balanced + tokens // 8)) if tail <= tokens * 7 // 8]
 
 
 def invariant_config(shape: Shape) -> WgmmaConfig:
@@ -124,16 +146,15 @@ def _table(device: str) -> tuple[tuple[Shape, Config], ...]:
 
 
 def _nearest(shape: Shape, table: tuple[tuple[Shape, Config], ...]) -> Config | None:
-    """The entry of the closest N and K, near enough, for at least as many tokens; the largest M stands for all above it."""
-    least_m = min(shape.m, max((other.m for other, _ in table), default=0))
+    """The entry of the closest N and K, near enough, for the next number of tokens."""
     best, best_distance = None, None
     for other, config in table:
-        if other.group_size != shape.group_size or other.m < least_m:
+        if other.group_size != shape.group_size or other.m < min(shape.m, MANY_TOKENS):
             continue
         apart = abs(math.log2(other.n / shape.n)) + abs(math.log2(other.k / shape.k))
         if apart > _NEAR:
             continue
-        distance = (apart, other.m)
+        distance = (apart, other.m < shape.m, abs(other.m - shape.m))
         if best_distance is None or distance < best_distance:
             best, best_distance = config, distance
     return best

@@ -1,17 +1,18 @@
-"""The choice of kernel fits every real shape, the table is read, and what tuning tries can be run."""
+"""The choice of kernel fits every real shape, and the tables are read."""
 
 import json
 from pathlib import Path
 
-import jax
+import jax.numpy as jnp
 import pytest
 
-from pallas_kernels import tune
 from pallas_kernels.int4_matmul import choice
+from pallas_kernels.int4_matmul.api import int4_matmul_tiles
 from pallas_kernels.int4_matmul.cases import all_cases
 from pallas_kernels.int4_matmul.choice import Shape, choose, fits
 from pallas_kernels.int4_matmul.mosaic_warp import WarpConfig
 from pallas_kernels.int4_matmul.mosaic_wgmma import WgmmaConfig
+from pallas_kernels.int4_matmul.tiles import groups_per_tile
 
 CASES = all_cases()
 ROWS = (1, 2, 5, 8, 16, 17, 32, 33, 64, 65, 128, 200, 256, 512, 2048, 8192)
@@ -39,9 +40,19 @@ def test_every_real_shape_has_a_kernel_that_fits(gated):
                 assert isinstance(config, WgmmaConfig)
 
 
-def test_before_hopper_few_tokens_have_a_kernel_and_many_take_the_reference():
-    assert isinstance(choose(Shape(8, 4096, 4096, 128), wgmma=False), WarpConfig)
-    assert choose(Shape(512, 4096, 4096, 128), wgmma=False) is None
+@pytest.mark.parametrize("capability", [(8, 0), (8, 6), (8, 9), (12, 0)])
+def test_elsewhere_few_tokens_have_a_kernel_that_fits_and_many_take_the_reference(capability):
+    most = choice.SHARED_OF_BLOCK[capability] * 1024
+    for case in CASES:
+        for m in ROWS:
+            shape = Shape(m, case.k, case.n, case.group_size)
+            config = choose(shape, capability=capability)
+            if m > choice.MOST_WARP_TOKENS:
+                assert config is None
+                continue
+            assert isinstance(config, WarpConfig), shape
+            _, rounds = config.grid(shape.strips)
+            assert config.shared_bytes(m, groups_per_tile(case.group_size), rounds) <= most
 
 
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
@@ -63,11 +74,23 @@ def test_a_measured_shape_takes_its_entry_and_a_near_one_the_nearest():
     assert choose(Shape(100_000, 4096, 28672, 128)) == choose(Shape(2048, 4096, 28672, 128))
 
 
-def test_the_most_tokens_that_were_measured_stand_for_more(monkeypatch):
-    few, many = WarpConfig(2, 8, 3, 132), WgmmaConfig(2, 128, 4, 1)
-    entries = ((Shape(1, 4096, 4096, 128), few), (Shape(512, 4096, 4096, 128), many))
+def test_many_measured_tokens_stand_for_more_and_few_do_not(monkeypatch):
+    few, some, many = WarpConfig(2, 8, 3), WgmmaConfig(2, 128, 4, 2), WgmmaConfig(2, 256, 3)
+    shapes = [Shape(m, 4096, 4096, 128) for m in (1, 2, 256, 257, 2048, 2049, 9999)]
+    entries = ((shapes[0], few), (shapes[2], some), (shapes[4], many))
     monkeypatch.setattr(choice, "_table", lambda device: entries)
-    assert [choose(Shape(m, 4096, 4096, 128)) for m in (1, 2, 512, 513, 4096)] == [few, many, many, many, many]
+    assert [choose(shape) for shape in shapes] == [few, some, some, many, many, many, many]
+    monkeypatch.setattr(choice, "_table", lambda device: entries[:2])
+    assert choose(shapes[-1]) == choice.wgmma_rule(shapes[-1]), "a cut of 256 tokens in parts is none of thousands"
+
+
+def test_a_shape_that_the_own_table_lacks_takes_the_h100s(monkeypatch):
+    mine, theirs = WarpConfig(3, 8, 2), WarpConfig(2, 16, 3)
+    tables = {"h200": ((Shape(1, 4096, 4096, 128), mine),), "h100": ((Shape(1, 4096, 28672, 128), theirs),)}
+    monkeypatch.setattr(choice, "_table", tables.__getitem__)
+    monkeypatch.setattr(choice, "device_name", lambda: "h200")
+    assert choose(Shape(1, 4096, 4096, 128)) == mine
+    assert choose(Shape(1, 4096, 28672, 128)) == theirs
 
 
 def test_an_invariant_cut_does_not_depend_on_the_tokens():
@@ -79,27 +102,8 @@ def test_an_invariant_cut_does_not_depend_on_the_tokens():
         assert len(cuts) == 1, "rows and parts decide the order of additions"
 
 
-@pytest.mark.parametrize("m", [1, 16, 64, 256])
-def test_candidates_hold_the_rule_and_fit(m):
-    shape = Shape(m, 4096, 6144, 128)
-    found = tune.candidates(shape)
-    rule = choice.warp_rule(shape, gated=False) if m <= 16 else choice.wgmma_rule(shape)
-    assert rule in found
-    assert len(found) == len(set(found)) > 5
-    assert all(fits(config, shape, gated=False) for config in found)
-
-
-def test_a_tuned_shape_replaces_its_entry():
-    shape = Shape(1, 4096, 4096, 128)
-    old = tune.entry(tune.Timed(shape, WarpConfig(1, 8, 2), 9.0))
-    new = tune.entry(tune.Timed(shape, WarpConfig(2, 8, 4), 5.0))
-    other = tune.entry(tune.Timed(Shape(64, 4096, 4096, 128), WgmmaConfig(2, 64, 4, 2), 7.0))
-    assert tune.merged({"entries": [other, old]}, [new]) == [new, other]
-    assert json.loads(json.dumps(new))["config"] == {"strips": 2, "warps": 8, "stages": 4, "blocks": 0}
-
-
-@pytest.mark.skipif(jax.default_backend() == "gpu", reason="says what happens without a GPU")
-def test_tuning_without_a_gpu_says_so(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["tune", "int4_matmul"])
-    assert tune.main() == 2
-    assert "needs an NVIDIA GPU" in capsys.readouterr().err
+def test_a_kernel_for_few_tokens_can_not_be_the_same_in_every_batch():
+    words, meta = jnp.zeros((1, 2, 1, 256), jnp.int32), jnp.zeros((1, 2, 1, 1, 16), jnp.int32)
+    x = jnp.zeros((1, 128), jnp.bfloat16)
+    with pytest.raises(ValueError, match="invariant=True has wgmma or the reference"):
+        int4_matmul_tiles(x, words, meta, 0, outputs=32, group_size=128, invariant=True, implementation="warp")
