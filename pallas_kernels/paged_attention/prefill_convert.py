@@ -10,7 +10,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from pallas_kernels import ptx, ptx_sync
 from pallas_kernels.paged_attention.fragments import float16_bytes, float16_nibbles
 from pallas_kernels.paged_attention.page_copies import PageCopies
-from pallas_kernels.paged_attention.swizzled import TRANSFORMS, address_of
+from pallas_kernels.paged_attention.swizzled import address_of, transforms
 from pallas_kernels.ptx import Int, scalar
 from pallas_kernels.ptx_float import halves_fma_words, permute
 
@@ -109,8 +109,9 @@ def convert_raw(raw, smem, tiles: RawTiles, stage, slot, first) -> None:
         pairs = values + tiles.tile * tiles.row_bytes
         target = ptx.shared_address(smem) + scalar(slot) * slot_bytes
         first, thread = scalar(first), ptx.thread_index() % 128
-        for i in range(tiles.tile * loads // 128):
-            index = thread + i * 128
+        for start in range(0, tiles.tile * loads, 128):
+            # Where the last round has too little work, threads do the last piece again: the same bytes to the same place.
+            index = ptx_sync.minimum(thread + start, tiles.tile * loads - 1)
             row, part = index // loads, index % loads
             (pair,) = ptx.load_shared(pairs + row * 4)
             raw_words = ptx.load_shared(values + row * tiles.row_bytes + part * 16, 4)
@@ -121,7 +122,7 @@ def convert_raw(raw, smem, tiles: RawTiles, stage, slot, first) -> None:
                 halves = [halves_fma_words(h, scale, offset) for h in halves]
                 ptx.store_shared(address_of(target, first + row, part * per_load + j, chunks), *halves)
 
-    types = _REF, plgpu.RefType(TRANSFORMS), _SPLAT, _SPLAT, _SPLAT
+    types = _REF, plgpu.RefType(transforms(tiles.head_dim)), _SPLAT, _SPLAT, _SPLAT
     ptx_sync.run_inline(emit, types, raw, smem, stage, slot, first)
 
 
