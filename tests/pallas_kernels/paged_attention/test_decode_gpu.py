@@ -20,14 +20,16 @@ HEADS = (
     (4, 4, 96, 128),
     (28, 4, 128, 32),
     (4, 1, 256, 64),
-    (34, 2, 64, 64),  # 17 heads of a KV head
-    (4, 4, 128, 128),
 )
-RAGGED = [
-    Setup(*heads, bits, (0, 1, heads[3] - 1, heads[3], heads[3] + 1, 511, 512, 513, 3000))
-    for heads in HEADS
-    for bits in WIDTHS
-]
+MANY_HEADS = 34, 2, 64, 64  # 17 heads of a KV head: two units
+
+
+def lens_of(page: int) -> tuple[int, ...]:
+    return 0, 1, page - 1, page, page + 1, 511, 512, 513, 3000
+
+
+RAGGED = [Setup(*heads, bits, lens_of(heads[3])) for heads in HEADS for bits in WIDTHS]
+RAGGED.append(Setup(*MANY_HEADS, 16, lens_of(64)))
 CAPPED = [Setup(8, 2, 128, 64, bits, (700, 99, 2000), soft_cap=5.0) for bits in WIDTHS]
 LONG = [Setup(8, 2, 128, 64, bits, (131072, 5)) for bits in WIDTHS]
 MANY = [

@@ -29,14 +29,14 @@ CAPPED = [Setup(8, 2, 128, 64, bits, lens_of(64), tokens=TOKENS, soft_cap=5.0) f
 FEW_LENS = (3000, 511, 513, 130, 64, 65, 1)
 FEW = [
     Setup(*heads, bits, FEW_LENS, tokens=len(FEW_LENS) * most + 3, max_queries=most)
-    for *heads, most in (
-        (32, 8, 128, 64, 4),
-        (9, 3, 64, 16, 8),
-        (4, 4, 96, 128, 2),
-        (4, 1, 256, 32, 5),
-        (28, 4, 128, 64, 16),
+    for *heads, most, widths in (
+        (32, 8, 128, 64, 4, WIDTHS),
+        (9, 3, 64, 16, 8, WIDTHS),
+        (4, 4, 96, 128, 2, WIDTHS),
+        (4, 1, 256, 32, 5, WIDTHS),
+        (28, 4, 128, 64, 16, (8,)),  # 112 columns: seven units
     )
-    for bits in WIDTHS
+    for bits in widths
 ]
 LONG = [Setup(8, 2, 128, 64, bits, (131072, 9), tokens=8, max_queries=4) for bits in WIDTHS]
 
