@@ -14,7 +14,7 @@ from pallas_kernels.paged_attention import prefill_convert, swizzled
 from pallas_kernels.paged_attention.decode_layout import Shape
 from pallas_kernels.paged_attention.decode_warp import DecodeWarp
 from pallas_kernels.paged_attention.fragments import Stored
-from pallas_kernels.paged_attention.prefill_convert import RawTiles, convert_raw
+from pallas_kernels.paged_attention.prefill_convert import RawTiles, _pieces, convert_raw
 
 SCALE = 0.1
 
@@ -58,6 +58,20 @@ def test_integer_tiles_become_float16(monkeypatch, bits, head_dim, tile):
     assert (got[: 128 - tile] == -1).all(), "so are the other rows"
     # One rounding to float16.
     assert np.array_equal(got[128 - tile :], meant.astype(np.float16))
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+def test_converting_threads_come_to_different_banks(monkeypatch, bits, head_dim):
+    """Shared memory serves 128 bytes at a time: of 16 bytes each, eight threads must differ in these bits of their addresses."""
+    Threads(monkeypatch, 1024)
+    thread = ptx.thread_index()
+    for _, piece, targets in _pieces(
+        RawTiles(head_dim, bits, 64, 2), ptx.constant(0), ptx.constant(1 << 20), ptx.constant(64), thread
+    ):
+        for address in (piece, *targets):
+            columns = (np.asarray(address.value) % 128 // 16).reshape(-1, 8)
+            assert all(len(set(eight)) == 8 for eight in columns)
 
 
 @pytest.mark.parametrize("width", [96, 128, 256])
