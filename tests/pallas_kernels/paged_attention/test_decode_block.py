@@ -18,10 +18,10 @@ from pallas_kernels.paged_attention.fragments import Stored
 from pallas_kernels.paged_attention.merge_mosaic import emit_merge
 from pallas_kernels.paged_attention.split import Split
 
-CHUNK, TILE, GROUPS, MEMORY = 128, 64, 2, 1 << 24
+CHUNK, GROUPS, MEMORY = 128, 2, 1 << 24
 
 
-def decode(monkeypatch, cache: Cache, q, most: int, starts=None, *, window=0, soft_cap=0.0) -> np.ndarray:
+def decode(monkeypatch, cache: Cache, q, most: int, starts=None, *, window=0, soft_cap=0.0, tile=64) -> np.ndarray:
     """What the kernels make of queries [T, N, H]; ``starts`` is where each row's begin, None for one each."""
     heads, head_dim = q.shape[1:]
     values = cache.pools[0].values
@@ -30,10 +30,10 @@ def decode(monkeypatch, cache: Cache, q, most: int, starts=None, *, window=0, so
         table_width=cache.table.shape[1], stored=Stored(head_dim, cache.bits), query_dtype="bf16",
         scale=head_dim**-0.5, soft_cap=soft_cap, queries=most,
     )  # fmt: skip
-    split = Split.of(tile=TILE, chunk=CHUNK, table_tokens=shape.table_width * cache.page)
+    split = Split.of(tile=tile, chunk=CHUNK, table_tokens=shape.table_width * cache.page)
     units = len(cache.lens) * split.max_chunks * shape.kv_heads * shape.parts
-    pipelines, tiles = -(-units // SLOTS), SLOTS * -(-int(cache.lens.max()) // TILE)
-    config = DecodeConfig(TILE, CHUNK, GROUPS, tiles, -(-pipelines // GROUPS))
+    pipelines, tiles = -(-units // SLOTS), SLOTS * -(-int(cache.lens.max()) // tile)
+    config = DecodeConfig(tile, CHUNK, GROUPS, tiles, -(-pipelines // GROUPS))
     layout = Layout(shape, config)
 
     threads = Threads(monkeypatch, MEMORY, 128 * (GROUPS + 1))
@@ -119,3 +119,11 @@ def test_a_row_of_more_than_a_kernel_was_made_for_has_zeros_at_its_end(monkeypat
     for token, end in ((6, 69), (7, 70)):
         expected = cache.attend(np.asarray(q[token].astype(jnp.float32), np.float64), 1, end)
         assert np.linalg.norm(out[token] - expected) < 5e-3 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("bits", [16, 4])
+def test_tiles_of_128_tokens(monkeypatch, bits):
+    lens, counts = [300, 130, 64], [3, 2, 1]
+    cache = Cache(lens, kv_heads=1, head_dim=64, bits=bits, page=32)
+    q = queries(sum(counts), 2, 64)
+    check(decode(monkeypatch, cache, q, 3, np.cumsum([0, *counts]), tile=128, window=150), cache, q, counts, window=150)
