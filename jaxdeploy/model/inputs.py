@@ -20,6 +20,8 @@ class ModelInputs:
         rope_lengths: tokens that each row's request can reach, fixed for its life (see ``inverse_frequencies``).
         block_table: pages of each row, in order. Entries past the context are not looked at.
         decode: every row has one token at most (T == B), which attention can use.
+        max_queries: no row has more tokens than this, where they are few (a step that checks drafts), so that attention can read
+            the cache as in decode; None for chunks of prompts. Not looked at in a decode step.
     """
 
     tokens: Leaf  # int32 [T]
@@ -30,6 +32,7 @@ class ModelInputs:
     rope_lengths: Leaf  # int32 [B]
     block_table: Leaf  # int32 [B, W]
     decode: bool = flax.struct.field(pytree_node=False, default=False)
+    max_queries: int | None = flax.struct.field(pytree_node=False, default=None)
 
     @property
     def valid(self) -> Bool[Array, " T"]:

@@ -78,7 +78,7 @@ class Attention(nn.Module):
         else:
             out = paged_prefill(
                 q, pages.k_pages, pages.v_pages, layer, inputs.block_table, inputs.query_start, inputs.context_lens,
-                window, scale=scale,
+                window, scale=scale, max_queries=inputs.max_queries,
             )  # fmt: skip
         if matrix is not None:
             out = turn_heads(out, matrix, divisor=root)

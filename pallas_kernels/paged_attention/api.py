@@ -8,7 +8,8 @@ from jaxtyping import Array, Float, Int32
 from pallas_kernels.implementation import run_implementation
 from pallas_kernels.kv_write.api import BITS
 from pallas_kernels.paged_attention import mosaic
-from pallas_kernels.paged_attention.debug import check_pages
+from pallas_kernels.paged_attention.debug import check_pages, check_queries
+from pallas_kernels.paged_attention.decode_layout import MOST_QUERIES
 from pallas_kernels.paged_attention.reference import Context, Pages, decode_reference, prefill_reference
 
 
@@ -88,12 +89,18 @@ def paged_prefill(
     *,
     scale: float,
     soft_cap: float = 0.0,
+    max_queries: int | None = None,
     implementation: str | None = None,
 ) -> Float[Array, "T N H"]:
     """Causal attention of ragged chunks of new tokens over their cached prefix and themselves.
 
     Row b owns the queries ``query_start[b]:query_start[b + 1]``; they are the last ones of its ``context_lens[b]`` tokens, all of
-    which are already in its pages. Rows that have queries come first. Other arguments as in ``paged_decode``.
+    which are already in its pages. Rows that have queries come first. Queries of no row come out 0. Other arguments as in
+    ``paged_decode``.
+
+    Args:
+        max_queries: no row has more queries than this. Where they are few (a draft that is checked, up to MOST_QUERIES) the decode
+            kernel takes them: it cuts long contexts for many multiprocessors, and reads them once for all heads of a KV head.
 
     Raises:
         ValueError: shapes that don't fit each other, an unknown implementation or one that can't take the call.
@@ -107,10 +114,18 @@ def paged_prefill(
         context = Context(Pages(k, k_pairs, bits), Pages(v, v_pairs, bits), *rest)
         return prefill(q, context, query_start, **options)
 
-    reason = mosaic.reason_not_prefill(q, k_pages, block_table.shape[0])
+    kernel, (rows, width) = mosaic.prefill, block_table.shape
+    reason = mosaic.reason_not_prefill(q, k_pages, rows)
+    if max_queries is not None:
+        check_queries(query_start, most=max_queries)
+        if max_queries <= MOST_QUERIES:
+            # A row may have no query: also of one query each, rows and tokens are not the same.
+            queries = max(2, max_queries)
+            reason = mosaic.reason_not_decode(q, k_pages, width, rows=rows, queries=queries)
+            kernel = partial(mosaic.decode, queries=queries)
     return run_implementation(
         implementation, reason,
-        partial(run, mosaic.prefill), partial(run, prefill_reference),
+        partial(run, kernel), partial(run, prefill_reference),
         q, query_start, k_pages.values, k_pages.pairs, v_pages.values, v_pages.pairs,
         jnp.asarray(layer, jnp.int32), block_table, context_lens, jnp.asarray(window, jnp.int32),
     )  # fmt: skip

@@ -21,5 +21,9 @@ _HEADS = (
     ("llama-3-8b", 32, 8, 128),
     ("llama-2-7b", 32, 32, 128),
     ("qwen2.5-7b", 28, 4, 128),
+    ("phi-3-mini", 32, 32, 96),
+    ("gemma-2-9b", 16, 8, 256),
 )
 CASES = tuple(AttentionCase(*heads, bits=bits) for heads in _HEADS for bits in (16, 8, 4))
+MAX_QUERIES = (2, 4, 8)
+"""Query tokens of a row in a step that checks drafts: one more than a draft has."""

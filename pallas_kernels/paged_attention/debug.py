@@ -17,6 +17,25 @@ def check_pages(
         jax.debug.callback(lambda *arrays: check(*map(np.asarray, arrays)), block_table, context_lens)
 
 
+def check_queries(query_start: Int32[Array, " S"], *, most: int) -> None:
+    """Outside of debug mode nothing. In it the program stops with ``check_queries_now``'s message when it runs."""
+    if pl.enable_debug_checks.value:
+        jax.debug.callback(lambda starts: check_queries_now(np.asarray(starts), most=most), query_start)
+
+
+def check_queries_now(query_start: np.ndarray, *, most: int) -> None:
+    """Count the queries of each row.
+
+    Raises:
+        ValueError: a row with more than ``most``, or fewer than none.
+    """
+    counts = np.diff(query_start)
+    wrong = (counts < 0) | (counts > most)
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise ValueError(f"row {row} has {counts[row]} queries, the call was made for up to {most}")
+
+
 def check_pages_now(block_table: np.ndarray, context_lens: np.ndarray, *, pages: int, page_size: int) -> None:
     """Compare a block table with the contexts that it describes.
 

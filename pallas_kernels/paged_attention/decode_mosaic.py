@@ -1,7 +1,7 @@
 """Decode attention on Hopper: the time is the time to read the cache.
 
 The grid is one block for each multiprocessor. A block holds ``groups`` pipelines that know nothing of each other; each walks over
-units of work (sequence, chunk of its context, KV head) with a stride:
+units of work (sequence, chunk of its context, KV head, part of its columns) with a stride:
 
     a warp of the last    for each unit, tile by tile: page numbers from the block table, then bulk copies of K, V and their pairs
     warpgroup             into the next free stage of a ring. It runs ahead over the borders of units.
@@ -9,12 +9,14 @@ units of work (sequence, chunk of its context, KV head) with a stride:
                           S = K Q^T, softmax in registers with a maximum of the warp's own, O += V^T P, all by ``mma``
     at a unit's end       its warps' maxima, sums and outputs are joined through shared memory and written as float32 partials
 
+A column of the products is a query head of one of the row's query tokens. With several tokens (a draft that is checked in one step)
+each column sees its own part of the context, and columns past a unit's make another unit, which finds the tokens in the L2 cache.
+
 ``merge`` then joins the chunks of each sequence. Integers enter the products as they are stored; scales and offsets are applied
 to scores and weights: ``s = scale_t (q . k_t) + min_t sum(q)`` and ``o = sum_t (p_t scale_t) v_t + sum_t p_t min_t``.
 """
 
 import functools
-from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -23,156 +25,40 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int32, Num
 
 from pallas_kernels import ptx, ptx_sync
+from pallas_kernels.paged_attention.decode_layout import HEADER_BYTES, SLOTS, DecodeConfig, Layout, Shape
 from pallas_kernels.paged_attention.decode_warp import DecodeWarp
-from pallas_kernels.paged_attention.fragments import Stored
 from pallas_kernels.paged_attention.page_copies import PageCopies
 from pallas_kernels.paged_attention.split import Split
 from pallas_kernels.ptx import Int, constant
 from pallas_kernels.ptx_float import scan_warp
 
-MAX_SHARED = 224 * 1024
-"""Of a block on Hopper, less what Mosaic keeps for itself."""
-_SLOTS = 2
-"""Units whose queries are in shared memory at a time."""
-_HEADER_BYTES = 32
-"""What the copying warp tells the computing ones of a unit: row of the output, first token, tiles, length, first token seen."""
-
-
-@dataclass(frozen=True, slots=True)
-class DecodeConfig:
-    """How the work is cut.
-
-    Attributes:
-        tile: tokens of a stage of the ring, a multiple of 64.
-        chunk: tokens that a pipeline takes of one sequence at a time, at least.
-        groups: pipelines of a block.
-        stages: of a ring; None for as many as fit.
-        blocks: of the grid.
-    """
-
-    tile: int = 64
-    chunk: int = 512
-    groups: int = 2
-    stages: int | None = None
-    blocks: int = 132
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """Sizes of a call that are known when it is compiled."""
-
-    batch: int
-    heads: int
-    kv_heads: int
-    pages: int
-    page_size: int
-    table_width: int
-    stored: Stored
-    query_dtype: str
-    scale: float
-    soft_cap: float
-
-    @property
-    def group(self) -> int:
-        """Query heads of a KV head."""
-        return self.heads // self.kv_heads
-
-    @property
-    def query_bytes(self) -> int:
-        """Of the queries that share a KV head."""
-        return self.group * self.stored.head_dim * 2
-
-    @property
-    def kinds(self) -> list[int]:
-        """Bytes of a token in each of the pools that are read: K, V, and their pairs if there are any."""
-        return [self.stored.row_bytes] * 2 + [4] * (0 if self.stored.bits == 16 else 2)
-
-
-class Layout:
-    """Offsets in shared memory, those of a pipeline from its own part, and the number of stages that fit."""
-
-    def __init__(self, shape: Shape, config: DecodeConfig):
-        tokens, kinds = config.tile, shape.kinds
-        self.stage_bytes = tokens * sum(kinds)
-        self.kind_offsets = [tokens * sum(kinds[:i]) for i in range(len(kinds))]
-        self.slot_bytes = _HEADER_BYTES + shape.query_bytes
-        head_floats = DecodeWarp.head_floats(shape.stored.head_dim)
-        sizes = {
-            "slots": _SLOTS * self.slot_bytes,
-            "stats": 4 * 8 * -(-shape.group // 8) * 16,
-            "outputs": 4 * shape.group * head_floats * 4,
-        }
-        offset = 0
-        self.offsets: dict[str, int] = {}
-        for name, size in sizes.items():
-            self.offsets[name] = offset
-            offset += _aligned(size)
-        self.common = _aligned(4 * (shape.batch + 1))
-        free = (MAX_SHARED - self.common) // config.groups - offset - 256
-        self.stages = config.stages or free // (self.stage_bytes + 2 * ptx_sync.BARRIER_BYTES)
-        self.offsets["barriers"] = offset
-        offset += _aligned((2 * self.stages + 2 * _SLOTS) * ptx_sync.BARRIER_BYTES)
-        self.offsets["ring"] = offset
-        self.pipeline = offset + self.stages * self.stage_bytes
-        self.total = self.common + config.groups * self.pipeline
-
-    def reason_not(self) -> str | None:
-        """Why this doesn't fit; None if it does."""
-        if self.stages < 2 or self.total > MAX_SHARED:
-            return f"{self.stages} stages of {self.stage_bytes} bytes don't fit into shared memory"
-        return None
-
-
-def _aligned(size: int) -> int:
-    return -(-size // 128) * 128
-
-
-def default_config(shape: Shape) -> DecodeConfig:
-    """Two pipelines where each has three stages, else one: differences seen on an H100 are small (LOG.md)."""
-    blocks = multiprocessors()
-    config = DecodeConfig(groups=2, blocks=blocks)
-    return config if Layout(shape, config).stages >= 3 else DecodeConfig(groups=1, blocks=blocks)
-
-
-@functools.cache
-def multiprocessors() -> int:
-    """Of the default device if that is a GPU, else those of an H100."""
-    device = jax.devices()[0]
-    return device.core_count if device.platform == "gpu" else 132
-
-
-def reason_not(shape: Shape, config: DecodeConfig) -> str | None:
-    """Why this kernel can't take a call; None if it can."""
-    if shape.group > 16:
-        return f"{shape.group} query heads of a KV head are more than 16"
-    if shape.page_size % 16 or (shape.page_size % config.tile and config.tile % shape.page_size):
-        return f"page_size={shape.page_size} must be 16, 32 or a multiple of 64"
-    return shape.stored.reason_not or Layout(shape, config).reason_not()
-
 
 def decode_partials(
-    q: Float[Array, "B N H"],
+    q: Float[Array, "T N H"],
     pools: tuple[Num[Array, "L P K page _"], ...],
     layer: Int32[Array, " 1"],
     block_table: Int32[Array, "B W"],
+    query_start: Int32[Array, " S"] | None,
     context_lens: Int32[Array, " B"],
     window: Int32[Array, " 1"],
     shape: Shape,
     config: DecodeConfig,
-) -> tuple[Float[Array, "B C N H"], Float[Array, "B C N 2"], Split]:
+) -> tuple[Float[Array, "B C R H"], Float[Array, "B C R 2"], Split]:
     """The chunks' outputs (times their sums), their (maximum, sum), and how contexts were cut.
 
-    ``pools`` are K, V and, for integers, K's and V's pairs. What lies past the number of chunks of a sequence is not written.
+    ``pools`` are K, V and, for integers, K's and V's pairs; R is ``shape.rows``. ``query_start`` [B + 1] is None where each row has
+    one query. What lies past the number of chunks of a sequence, or its queries, is not written.
     """
     split = Split.of(tile=config.tile, chunk=config.chunk, table_tokens=shape.table_width * shape.page_size)
-    partials, stats = _call(shape, config, split)(q, layer, block_table, context_lens, window, *pools)
+    starts = () if query_start is None else (query_start,)
+    partials, stats = _call(shape, config, split)(q, layer, block_table, context_lens, window, *starts, *pools)
     return partials, stats, split
 
 
 @functools.lru_cache(maxsize=512)
 def _call(shape: Shape, config: DecodeConfig, split: Split):
     layout = Layout(shape, config)
-    lead = (shape.batch, split.max_chunks, shape.heads)
+    lead = (shape.batch, split.max_chunks, shape.rows)
 
     def paged_decode(*refs):
         types = [plgpu.RefType() for _ in refs]
@@ -186,7 +72,7 @@ def _call(shape: Shape, config: DecodeConfig, split: Split):
                 jax.ShapeDtypeStruct((*lead, 2), jnp.float32),
             ),
             scratch_types=[plgpu.SMEM((layout.total // 4,), jnp.int32)],
-            grid=(config.blocks,),
+            grid=(config.grid,),
             grid_names=("block",),
             num_threads=config.groups + 1,
             thread_name="warpgroup",
@@ -201,8 +87,9 @@ class _Block:
     def __init__(self, shape: Shape, config: DecodeConfig, split: Split, layout: Layout, buffers):
         self.shape, self.config, self.split, self.layout = shape, config, split, layout
         *inputs, partials, stats, shared = buffers
-        queries, layer, table, lens, window, *pools = (ptx.global_address(x) for x in inputs)
-        self.queries, self.table, self.lens, self.pools = queries, table, lens, pools
+        queries, layer, table, lens, window, *rest = (ptx.global_address(x) for x in inputs)
+        self.query_start, *self.pools = (None, *rest) if shape.queries == 1 else rest
+        self.queries, self.table, self.lens = queries, table, lens
         self.partials, self.stats = ptx.global_address(partials), ptx.global_address(stats)
         self.starts = ptx.shared_address(shared)
         self.layer, self.window = ptx.load_global(layer), ptx.load_global(window)
@@ -218,7 +105,7 @@ class _Block:
         self.full = part + layout.offsets["barriers"]
         self.empty = self.full + 8 * layout.stages
         self.slot_full = self.full + 16 * layout.stages
-        self.slot_empty = self.slot_full + 8 * _SLOTS
+        self.slot_empty = self.slot_full + 8 * SLOTS
 
     def run(self) -> None:
         """All of it."""
@@ -227,40 +114,57 @@ class _Block:
             for i in range(self.layout.stages):
                 ptx_sync.init_barrier(self.full + 8 * i, 1)
                 ptx_sync.init_barrier(self.empty + 8 * i, 4)
-            for i in range(_SLOTS):
+            for i in range(SLOTS):
                 ptx_sync.init_barrier(self.slot_full + 8 * i, 1)
                 ptx_sync.init_barrier(self.slot_empty + 8 * i, 4)
             ptx_sync.publish_barriers()
         with ptx_sync.when(ptx_sync.equal(self.warp, 4 * groups)):
-            self._count_chunks()
+            self._count_units()
         ptx.sync_block()
         total = ptx.load_shared(self.starts + 4 * self.shape.batch)[0] * self.shape.kv_heads
         # Consecutive units go to different multiprocessors.
-        pipelines = self.config.blocks * groups
-        first = ptx.block_index() + self.group * self.config.blocks
+        pipelines = self.config.grid * groups
+        first = ptx.block_index() + self.group * self.config.grid
         units = (total + (pipelines - 1) - first) // pipelines
         with ptx_sync.when(self.copying):
             self._load_units(units, first, pipelines)
         with ptx_sync.when(self.warp < 4 * groups):
             self._compute_units(units)
 
-    def _count_chunks(self) -> None:
-        """Number of chunks before each sequence, for all sequences, by one warp."""
-        each = -(-self.shape.batch // 32)
+    def _count_units(self) -> None:
+        """Units of a KV head before each sequence, for all sequences, by one warp."""
+        batch = self.shape.batch
+        each = -(-batch // 32)
         counts, total = [], constant(0)
         for i in range(each):
             row = self.lane * each + i
-            length = ptx.load_global(self._at(self.lens, ptx_sync.minimum(row, self.shape.batch - 1)))
-            counts.append(self.split.cut(length, self.window).chunks.select(row < self.shape.batch, 0))
+            _, queries, length = self._row(ptx_sync.minimum(row, batch - 1))
+            count = self.split.cut(length, self.window, queries).chunks * self._parts(queries)
+            counts.append(count.select(row < batch, 0))
             total = total + counts[-1]
         before = scan_warp(total, self.lane) - total
         for i, count in enumerate(counts):
             row = self.lane * each + i
             before = before + count
-            with ptx_sync.when(row < self.shape.batch):
+            with ptx_sync.when(row < batch):
                 ptx.store_shared(self.starts + (row + 1) * 4, before)
         with ptx_sync.when(ptx_sync.equal(self.lane, 0)):
             ptx.store_shared(self.starts, constant(0))
+
+    def _row(self, row: Int) -> tuple[Int, Int, Int]:
+        """First query token of a row, how many it has, and its tokens; none where there is no query."""
+        length = ptx.load_global(self._at(self.lens, row))
+        if self.query_start is None:
+            return row, constant(1), length
+        first, end = (ptx.load_global(self._at(self.query_start, row + i)) for i in (0, 1))
+        queries = ptx_sync.minimum(end - first, self.shape.queries)
+        return first, queries, length.select(constant(0) < queries, 0)
+
+    def _parts(self, queries: Int) -> Int:
+        """Units that share the columns of so many query tokens."""
+        if self.shape.queries == 1 or self.shape.parts == 1:
+            return constant(self.shape.parts)
+        return ptx_sync.ceil_div(queries * self.shape.group, self.shape.width)
 
     @staticmethod
     def _at(base: Int, index: Int) -> Int:
@@ -268,7 +172,7 @@ class _Block:
         return base + index.wide() * 4
 
     def _row_of(self, place: Int) -> Int:
-        """Row of the batch that the chunk of this number belongs to: the last one that starts at or before it."""
+        """Row of the batch that a KV head's unit of this number belongs to: the last one that starts at or before it."""
         last = self.shape.batch - 1
         row = constant(0)
         for step in (1 << i for i in reversed(range(last.bit_length()))):
@@ -288,19 +192,20 @@ class _Block:
             unit = first + i * pipelines
             head, place = unit % shape.kv_heads, unit // shape.kv_heads
             row = self._row_of(place)
-            chunk = place - ptx.load_shared(self.starts + row * 4)[0]
-            context = split.cut(ptx.load_global(self._at(self.lens, row)), self.window)
+            place = place - ptx.load_shared(self.starts + row * 4)[0]
+            query, queries, length = self._row(row)
+            parts = self._parts(queries)
+            chunk, column = place // parts, (place % parts) * shape.width
+            context = split.cut(length, self.window, queries)
             begin = context.begin + chunk * context.per_chunk
             count = ptx_sync.minimum(context.per_chunk, context.end - begin)
             slot, barrier = self._slot(i)
-            ptx_sync.wait(barrier + 8 * _SLOTS, ((i // _SLOTS) & 1) ^ 1)
+            ptx_sync.wait(barrier + 8 * SLOTS, ((i // SLOTS) & 1) ^ 1)
+            out = (row * split.max_chunks + chunk) * shape.rows + head * (shape.group * shape.queries) + column
             with ptx_sync.when(ptx_sync.equal(self.lane, 0)):
-                out = (row * split.max_chunks + chunk) * shape.heads + head * shape.group
                 ptx.store_shared(slot, out, begin * split.tile, count, context.length)
-                ptx.store_shared(slot + 16, context.first)
-                ptx_sync.arrive_expecting(barrier, shape.query_bytes)
-                source = (row * shape.heads + head * shape.group).wide() * (2 * shape.stored.head_dim)
-                ptx_sync.copy_bulk(slot + _HEADER_BYTES, self.queries + source, shape.query_bytes, barrier)
+                ptx.store_shared(slot + 16, context.first, queries, column, constant(0))
+            self._load_queries(slot + HEADER_BYTES, barrier, query, queries, head, column)
 
             def load_tile(j: Int, carry):
                 (number,) = carry
@@ -314,9 +219,32 @@ class _Block:
 
         ptx.repeat(units, [constant(0)], load_unit)
 
+    def _valid(self, queries: Int, column: Int) -> Int:
+        """Columns of a unit that are a query's."""
+        return ptx_sync.minimum(queries * self.shape.group - column, self.shape.width)
+
+    def _load_queries(self, target: Int, barrier: Int, query: Int, queries: Int, head: Int, column: Int) -> None:
+        """Copy a unit's queries; the first is the row's query token ``query``."""
+        shape, size = self.shape, 2 * self.shape.stored.head_dim
+        if shape.uniform:
+            with ptx_sync.when(ptx_sync.equal(self.lane, 0)):
+                ptx_sync.arrive_expecting(barrier, shape.query_bytes)
+                source = (query * shape.heads + head * shape.group).wide() * size
+                ptx_sync.copy_bulk(target, self.queries + source, shape.query_bytes, barrier)
+            return
+        valid = self._valid(queries, column)
+        with ptx_sync.when(ptx_sync.equal(self.lane, 0)):
+            ptx_sync.arrive_expecting(barrier, valid * size)
+        ptx.sync_warp()
+        with ptx_sync.when(self.lane < valid):
+            mine = column + self.lane
+            token, place = query + mine // shape.group, head * shape.group + mine % shape.group
+            source = (token * shape.heads + place).wide() * size
+            ptx_sync.copy_bulk(target + self.lane * size, self.queries + source, size, barrier)
+
     def _slot(self, i: Int) -> tuple[Int, Int]:
         """Where the queries of the i-th unit are, and the barrier that reports them."""
-        number = i % _SLOTS
+        number = i % SLOTS
         return self.slots + number * self.layout.slot_bytes, self.slot_full + number * 8
 
     def _compute_units(self, units: Int) -> None:
@@ -328,11 +256,14 @@ class _Block:
         def compute_unit(i: Int, carry):
             (number,) = carry
             slot, barrier = self._slot(i)
-            ptx_sync.wait(barrier, (i // _SLOTS) & 1)
+            ptx_sync.wait(barrier, (i // SLOTS) & 1)
             out, begin, count, length = ptx.load_shared(slot, 4)
-            (first,) = ptx.load_shared(slot + 16)
-            warp.load_queries(slot + _HEADER_BYTES)
-            self._release(barrier + 8 * _SLOTS)
+            first, queries, column, _ = ptx.load_shared(slot + 16, 4)
+            valid = self.shape.width if self.shape.uniform else self._valid(queries, column)
+            warp.load_queries(slot + HEADER_BYTES, valid)
+            if isinstance(valid, Int):
+                warp.look(column, queries, valid, length, first, self.window)
+            self._release(barrier + 8 * SLOTS)
 
             def compute_tile(j: Int, state):
                 stage = (number + j) % stages
@@ -346,7 +277,7 @@ class _Block:
 
             state = ptx.repeat(count, warp.start(), compute_tile)
             shared = (self.shared_stats, self.shared_outputs)
-            warp.join(state, *shared, in_group, self.group + 1, self.partials, self.stats, out)
+            warp.join(state, *shared, in_group, self.group + 1, self.partials, self.stats, out, valid)
             return [number + count]
 
         ptx.repeat(units, [constant(0)], compute_unit)

@@ -9,7 +9,7 @@ from pallas_kernels.ptx import Int, constant
 from pallas_kernels.ptx_float import Float, any_lane, floats, transpose_matrix, unpack_pair
 
 if TYPE_CHECKING:
-    from pallas_kernels.paged_attention.decode_mosaic import Shape
+    from pallas_kernels.paged_attention.decode_layout import Shape
 
 _LOWEST = -1e30
 """Maximum before any key was seen: finite, so that differences of two of them are."""
@@ -22,48 +22,61 @@ _ONES = 0x3C003C00  # float16 1, twice
 
 
 class DecodeWarp:
-    """Thread ``lane`` = (g, t) of a warp; columns of the products are query heads, 8 to an ``mma``.
+    """Thread ``lane`` = (g, t) of a warp; columns of the products are query heads of the unit's query tokens, 8 to an ``mma``.
 
-    The state is a flat list of float32: maxima, sums, and sums of weight times offset, each of heads (2t, 2t + 1) for every
-    8 heads; then the output of the thread's H / 8 values times those heads. Sums are the thread's own until ``join``.
+    The state is a flat list of float32: maxima, sums, and sums of weight times offset, each of columns (2t, 2t + 1) of every
+    8; then the output of the thread's H / 8 values times those columns. Sums are the thread's own until ``join``.
     """
 
     def __init__(self, shape: "Shape", lane: Int):
         self.shape, self.lane = shape, lane
-        self.stored, self.group = shape.stored, shape.group
+        self.stored, self.width = shape.stored, shape.width
         self.g, self.t = lane // 4, lane % 4
-        self.columns = -(-shape.group // 8)
+        self.eights = -(-shape.width // 8)
         self.blocks = shape.stored.head_dim // 16
         self.quantized = shape.stored.bits != 16
 
     @staticmethod
     def head_floats(head_dim: int) -> int:
-        """Floats that one head's output takes in shared memory: gaps keep a warp's stores off each other's banks."""
+        """Floats that one column's output takes in shared memory: gaps keep a warp's stores off each other's banks."""
         return 8 * (head_dim // 8 + 2) + 4
 
     def start(self) -> list[Any]:
         """The state before any key."""
         lowest, zero = Float(_LOWEST).value, Float(0.0).value
-        return [lowest] * (2 * self.columns) + [zero] * ((4 + 4 * self.blocks) * self.columns)
+        return [lowest] * (2 * self.eights) + [zero] * ((4 + 4 * self.blocks) * self.eights)
 
-    def load_queries(self, address: Int) -> None:
-        """Take the queries of a KV head, [G, H] in shared memory."""
+    def load_queries(self, address: Int, valid: "Int | int") -> None:
+        """Take the queries of a unit, [columns, H] in shared memory, of which the first ``valid`` are there."""
         s = self.shape
         self.queries, self.query_sums = [], []
-        for column in range(self.columns):
-            head = self.g + 8 * column
-            row = address + ptx_sync.minimum(head, self.group - 1) * (2 * self.stored.head_dim)
+        for eight in range(self.eights):
+            column = self.g + 8 * eight
+            row = address + ptx_sync.minimum(column, self.width - 1) * (2 * self.stored.head_dim)
             steps = self.stored.query_steps(row, self.t, s.query_dtype)
-            steps = [tuple(w.select(head < self.group, 0) for w in pair) for pair in steps]
+            steps = [tuple(w.select(column < valid, 0) for w in pair) for pair in steps]
             self.queries.append(steps)
             if self.quantized:
-                # The sum over H for heads (2t, 2t + 1), in the place where the products of K come out.
+                # The sum over H for columns (2t, 2t + 1), in the place where the products of K come out.
                 totals = [[Float(0.0).value] * 4 for _ in range(2)]
                 for i, pair in enumerate(steps):
                     totals[i % 2] = ptx.mma([constant(_ONES)] * 4, pair, totals[i % 2], "f16")
                 self.query_sums.append(
                     [(Float(x) + Float(y)) * self._score_scale for x, y in zip(*totals, strict=True)]
                 )
+
+    def look(self, first_column: Int, queries: Int, valid: Int, length: Int, first: Int, window: Int) -> None:
+        """Of columns that don't all see the same: which tokens each one does, counted from ``first``, the first that any sees.
+
+        Column c belongs to query token ``(first_column + c) // group`` of the ``queries`` that are a context's last tokens.
+        """
+        self.seen: list[tuple[Int, Int]] = []
+        unlimited = ptx_sync.equal(window, 0)
+        for k in range(2 * self.eights):
+            column = self.t * 2 + (8 * (k // 2) + k % 2)
+            end = length - (queries - 1 - (first_column + column) // self.shape.group)
+            count = end.select(unlimited, ptx_sync.minimum(end, window))
+            self.seen.append((end - count - first, count.select(column < valid, 0)))
 
     @property
     def _score_scale(self) -> float:
@@ -72,7 +85,7 @@ class DecodeWarp:
     def add(self, state: list[Any], pools: list[Int], tokens: list[Int], position: Int, seen: Int) -> list[Any]:
         """Take in 16 tokens for each of ``tokens``, their first rows in a tile in shared memory.
 
-        The tile's first token lies ``position`` after the first one that the query sees, of ``seen`` in all. Tokens before that one
+        The tile's first token lies ``position`` after the first one that a column sees, of ``seen`` in all. Tokens before that one
         have negative positions, which as unsigned numbers are past the end.
         """
         stored, g, t = self.stored, self.g, self.t
@@ -82,24 +95,27 @@ class DecodeWarp:
             [stored.value_words(pools[1] + (token + t * 2 + r) * size, g) for r in (0, 1, 8, 9)] for token in tokens
         ]
         visible = [[(position + token + g + r) < seen for r in (0, 8)] for token in tokens]
+        by_column = [self._by_column(position + token, rows) for token, rows in zip(tokens, visible, strict=True)]
         key_pairs, value_pairs = (
             [[self._pair(base + (token + g + r) * 4) for r in (0, 8)] for token in tokens] if self.quantized else []
             for base in (pools[-2], pools[-1])
         )
 
-        scores = [self._scores(keys[i], key_pairs[i] if self.quantized else [], visible[i]) for i in range(len(tokens))]
+        scores = [
+            self._scores(keys[i], key_pairs[i] if self.quantized else [], by_column[i]) for i in range(len(tokens))
+        ]
         maxima, sums, offsets, outputs = self._parts(self._raise_maximum(state, scores))
         references = [m - _RAISE for m in maxima] if self.quantized else maxima
         weights_of = []
         for i in range(len(tokens)):
             columns = []
-            for column in range(self.columns):
+            for eight in range(self.eights):
                 words = []
                 for r in range(2):
                     weights = []
                     for j in range(2):
-                        k = 2 * column + j
-                        weight = (scores[i][column][r][j] - references[k]).exp2()
+                        k = 2 * eight + j
+                        weight = (scores[i][eight][r][j] - references[k]).exp2()
                         sums[k] = sums[k] + weight
                         if self.quantized:
                             scale, offset = value_pairs[i][r]
@@ -118,11 +134,17 @@ class DecodeWarp:
                 low, high = [w & masks[0] for w in low], [w & masks[1] for w in high]
             for block in range(self.blocks):
                 a = [low[2 * block], low[2 * block + 1], high[2 * block], high[2 * block + 1]]
-                for column in range(self.columns):
-                    place = 4 * (block * self.columns + column)
+                for eight in range(self.eights):
+                    place = 4 * (block * self.eights + eight)
                     accumulated = [v.value for v in outputs[place : place + 4]]
-                    outputs[place : place + 4] = floats(ptx.mma(a, weights_of[i][column], accumulated, stored.operand))
+                    outputs[place : place + 4] = floats(ptx.mma(a, weights_of[i][eight], accumulated, stored.operand))
         return self._flat(maxima, sums, offsets, outputs)
+
+    def _by_column(self, position: Int, rows: list[Any]) -> list[list[Any]]:
+        """For each of the thread's columns whether it sees rows (g, g + 8); ``rows`` says which of them any column does."""
+        if self.shape.uniform:
+            return [rows] * (2 * self.eights)
+        return [[(position + self.g + r - start) < count for r in (0, 8)] for start, count in self.seen]
 
     @staticmethod
     def _pair(address: Int) -> tuple[Float, Float]:
@@ -130,15 +152,15 @@ class DecodeWarp:
         return unpack_pair(ptx.load_shared(address)[0], "f16")
 
     def _scores(self, keys, key_pairs, visible) -> list[list[list[Float]]]:
-        """For each 8 heads, rows (g, g + 8) and heads (2t, 2t + 1): scores in powers of two, minus infinity where not visible."""
+        """For each 8 columns, rows (g, g + 8), columns (2t, 2t + 1): scores in powers of two, minus infinity where not visible."""
         steps = list(zip(*(self.stored.key_steps(words) for words in keys), strict=True))
         all_scores = []
-        for column in range(self.columns):
+        for eight in range(self.eights):
             # Two chains of products: each waits for its own last result only.
             totals = [[Float(0.0).value] * 4 for _ in range(2)]
             for i, (first, second) in enumerate(steps):
                 a = [first[0], second[0], first[1], second[1]]
-                totals[i % 2] = ptx.mma(a, self.queries[column][i], totals[i % 2], self.stored.operand)
+                totals[i % 2] = ptx.mma(a, self.queries[eight][i], totals[i % 2], self.stored.operand)
             products = [Float(x) + Float(y) for x, y in zip(*totals, strict=True)]
             rows = []
             for r in range(2):
@@ -147,10 +169,10 @@ class DecodeWarp:
                     score = products[2 * r + j] * self._score_scale
                     if self.quantized:
                         scale, offset = key_pairs[r]
-                        score = score.fma(scale, offset * self.query_sums[column][j])
+                        score = score.fma(scale, offset * self.query_sums[eight][j])
                     if cap := self.shape.soft_cap:
                         score = (score * (1.0 / cap)).tanh() * (cap * _LOG2E)
-                    row.append(score.select(visible[r], float("-inf")))
+                    row.append(score.select(visible[2 * eight + j][r], float("-inf")))
                 rows.append(row)
             all_scores.append(rows)
         return all_scores
@@ -159,9 +181,9 @@ class DecodeWarp:
         """The state in units of the new maxima, if a score passes an old one by more than the slack."""
         maxima, sums, offsets, outputs = self._parts(state)
         tops = []
-        for k in range(2 * self.columns):
-            of_head = [rows[k // 2][r][k % 2] for rows in scores for r in range(2)]
-            tops.append(functools.reduce(Float.max, of_head))
+        for k in range(2 * self.eights):
+            of_column = [rows[k // 2][r][k % 2] for rows in scores for r in range(2)]
+            tops.append(functools.reduce(Float.max, of_column))
         passed = [top > maximum + _SLACK for top, maximum in zip(tops, maxima, strict=True)]
         some = passed[0]
         for other in passed[1:]:
@@ -178,7 +200,7 @@ class DecodeWarp:
                 new,
                 [x * d for x, d in zip(sums, decay, strict=True)],
                 [x * d for x, d in zip(offsets, decay, strict=True)],
-                [x * decay[2 * (i // 4 % self.columns) + i % 2] for i, x in enumerate(outputs)],
+                [x * decay[2 * (i // 4 % self.eights) + i % 2] for i, x in enumerate(outputs)],
             )
 
         return ptx_sync.choose(any_lane(some), raised, state)
@@ -190,9 +212,8 @@ class DecodeWarp:
         return low + constant(-0x10000).select((position + 1) < seen, 0)
 
     def _parts(self, state: list[Any]) -> tuple[list[Float], list[Float], list[Float], list[Float]]:
-        heads = 2 * self.columns
-        values = floats(state)
-        return values[:heads], values[heads : 2 * heads], values[2 * heads : 3 * heads], values[3 * heads :]
+        own, values = 2 * self.eights, floats(state)
+        return values[:own], values[own : 2 * own], values[2 * own : 3 * own], values[3 * own :]
 
     @staticmethod
     def _flat(*parts: list[Float]) -> list[Any]:
@@ -208,49 +229,50 @@ class DecodeWarp:
         partials: Int,
         sums_out: Int,
         first: Int,
+        valid: "Int | int",
     ) -> None:
-        """Join the states of a warpgroup and write the result as rows ``first`` on, one for each query head."""
+        """Join the states of a warpgroup and write the result as rows ``first`` on, one for each of the ``valid`` columns."""
         h = self.stored.head_dim
         maxima, sums, offsets, values = self._parts(state)
         for mask in (4, 8, 16):
             sums = [x + x.from_lane_xor(mask) for x in sums]
             offsets = [x + x.from_lane_xor(mask) for x in offsets]
-        columns, per_head = 8 * self.columns, self.head_floats(h)
+        padded, per_column = 8 * self.eights, self.head_floats(h)
         with ptx_sync.when(ptx_sync.equal(self.g, 0)):
-            for k in range(2 * self.columns):
-                head = self.t * 2 + (8 * (k // 2) + k % 2)
-                ptx.store_shared(stats + (warp * columns + head) * 16, maxima[k].value, sums[k].value)
+            for k in range(2 * self.eights):
+                column = self.t * 2 + (8 * (k // 2) + k % 2)
+                ptx.store_shared(stats + (warp * padded + column) * 16, maxima[k].value, sums[k].value)
         ptx_sync.sync_warpgroup(barrier)
-        for k in range(2 * self.columns):
-            head = self.t * 2 + (8 * (k // 2) + k % 2)
-            top, total = self._join_stats(stats + head * 16, 16 * columns)
+        for k in range(2 * self.eights):
+            column = self.t * 2 + (8 * (k // 2) + k % 2)
+            top, total = self._join_stats(stats + column * 16, 16 * padded)
             factor = (maxima[k] - top).exp2()
-            with ptx_sync.when(head < self.group):
-                row = outputs + (warp * self.group + head) * (per_head * 4) + self.g * (4 * (h // 8 + 2))
+            with ptx_sync.when(column < valid):
+                row = outputs + (warp * self.width + column) * (per_column * 4) + self.g * (4 * (h // 8 + 2))
                 for block in range(self.blocks):
-                    place = 4 * (block * self.columns + k // 2) + k % 2
+                    place = 4 * (block * self.eights + k // 2) + k % 2
                     pair = [values[place], values[place + 2]]
                     if self.quantized:
                         pair = [v + offsets[k] for v in pair]
                     ptx.store_shared(row + 8 * block, *[(v * factor).value for v in pair])
                 with ptx_sync.when(ptx_sync.equal(warp * 8 + self.g, 0)):
-                    ptx_sync.store_global(sums_out + (first + head).wide() * 8, top.value, total.value)
+                    ptx_sync.store_global(sums_out + (first + column).wide() * 8, top.value, total.value)
         ptx_sync.sync_warpgroup(barrier)
         thread = warp * 32 + self.lane
-        for start in range(0, self.group * h // 2, 128):
+        for start in range(0, self.width * h // 2, 128):
             pair = thread + start
-            with ptx_sync.when(pair < self.group * h // 2):
-                head, place = pair // (h // 2), pair % (h // 2) * 2
-                address = outputs + head * (per_head * 4) + place * 4 + place // (h // 8) * 8
+            with ptx_sync.when(pair < valid * (h // 2)):
+                column, place = pair // (h // 2), pair % (h // 2) * 2
+                address = outputs + column * (per_column * 4) + place * 4 + place // (h // 8) * 8
                 total = [Float(0.0), Float(0.0)]
                 for i in range(4):
-                    words = ptx.load_shared(address + i * (self.group * per_head * 4), 2)
+                    words = ptx.load_shared(address + i * (self.width * per_column * 4), 2)
                     total = [x + Float(ptx.as_float(w)) for x, w in zip(total, words, strict=True)]
                 ptx_sync.store_global(partials + (first * (h // 2) + pair).wide() * 8, *[x.value for x in total])
 
     @staticmethod
     def _join_stats(address: Int, stride: int) -> tuple[Float, Float]:
-        """Maximum and sum of a head over the four warps."""
+        """Maximum and sum of a column over the four warps."""
         pairs = [floats([ptx.as_float(w) for w in ptx.load_shared(address + i * stride, 2)]) for i in range(4)]
         top = functools.reduce(Float.max, [maximum for maximum, _ in pairs])
         total = Float(0.0)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pallas_kernels import ptx
 from pallas_kernels.ptx import Int
 from pallas_kernels.ptx_float import halves_add, halves_fma, pack_words, permute, unpack_pair
+from pallas_kernels.ptx_sync import equal
 
 _HIGH_BYTES = 0x64646464
 _BASE = 0x64006400  # 1024, twice
@@ -57,7 +58,8 @@ class Stored:
         """Why a warp can't take rows like this; None if it can."""
         if self.head_dim % 16 or self.head_dim > 256:
             return f"head_dim={self.head_dim} must be a multiple of 16 up to 256"
-        if not _vector(self.row_bytes, 8) or _vector(self.row_bytes, 4) < self.bits // 2:
+        halves = self.bits == 4 and self.row_bytes % 16 == 0
+        if not (_vector(self.row_bytes, 8) or halves) or _vector(self.row_bytes, 4) < self.bits // 2:
             return f"head_dim={self.head_dim} at {self.bits} bits: an eighth of a row must be whole words"
         return None
 
@@ -70,10 +72,16 @@ class Stored:
         return words
 
     def value_words(self, row: Int, g: Int) -> list[Int]:
-        """This thread's words of the value whose row starts at an address."""
+        """This thread's words of the value whose row starts at an address; of the last one perhaps only the lower half."""
         part = self.row_bytes // 8
         size = _vector(self.row_bytes, 8)
         words = []
+        if not size:
+            # Eighths that end in half a word: every other one starts in the middle of one.
+            start = row + (g * part // 4) * 4
+            words = [ptx.load_shared(start + 4 * i)[0] for i in range(-(-part // 4))]
+            moved = [permute(a, b, 0x5432) for a, b in zip(words, [*words[1:], words[-1]], strict=True)]
+            return [m.select(equal(g % 2, 1), w) for m, w in zip(moved, words, strict=True)]
         for start in range(0, part, size):
             words += ptx.load_shared(row + g * part + start, size // 4)
         return words
@@ -124,7 +132,7 @@ class Stored:
                     rows += float16_bytes(pairs)
             else:
                 rows += [*float16_nibbles(permute(a, b, 0x5410)), *float16_nibbles(permute(a, b, 0x7632))]
-        return rows
+        return rows[: self.head_dim // 8]
 
 
 def float16_bytes(word: Int) -> list[Int]:

@@ -6,11 +6,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
 from pallas_kernels.device import reason_not_hopper
-from pallas_kernels.paged_attention import decode_mosaic
-from pallas_kernels.paged_attention.decode_mosaic import DecodeConfig, Shape
+from pallas_kernels.paged_attention import decode_layout
+from pallas_kernels.paged_attention.choice import choose_decode, choose_prefill
+from pallas_kernels.paged_attention.decode_layout import DecodeConfig, Shape
+from pallas_kernels.paged_attention.decode_mosaic import decode_partials
 from pallas_kernels.paged_attention.fragments import Stored
 from pallas_kernels.paged_attention.merge_mosaic import merge_partials
-from pallas_kernels.paged_attention.prefill_mosaic import PrefillShape, prefill_tiles_attention
+from pallas_kernels.paged_attention.prefill_mosaic import prefill_tiles_attention
+from pallas_kernels.paged_attention.prefill_shape import PrefillShape
 from pallas_kernels.paged_attention.prefill_tiles import Tiles
 from pallas_kernels.paged_attention.reference import Context, Pages
 from pallas_kernels.ptx import SHORT_NAMES
@@ -26,7 +29,14 @@ def _reason_not_here(q: Array, k_pages: Pages) -> str | None:
 
 
 def decode_shape(
-    q: Float[Array, "B N H"], k_pages: Pages, table_width: int, *, scale: float, soft_cap: float
+    q: Float[Array, "T N H"],
+    k_pages: Pages,
+    rows: int,
+    table_width: int,
+    *,
+    queries: int,
+    scale: float,
+    soft_cap: float,
 ) -> Shape | str:
     """The sizes of a call, or why its types are not the kernel's."""
     if reason := _reason_not_here(q, k_pages):
@@ -34,46 +44,57 @@ def decode_shape(
     _, pages, kv_heads, page_size, _ = k_pages.values.shape
     name = SHORT_NAMES[str(q.dtype)]
     return Shape(
-        batch=q.shape[0], heads=q.shape[1], kv_heads=kv_heads, pages=pages, page_size=page_size, table_width=table_width,
-        stored=Stored(q.shape[2], k_pages.bits, name), query_dtype=name, scale=scale, soft_cap=soft_cap,
+        batch=rows, heads=q.shape[1], kv_heads=kv_heads, pages=pages, page_size=page_size, table_width=table_width,
+        stored=Stored(q.shape[2], k_pages.bits, name), query_dtype=name, scale=scale, soft_cap=soft_cap, queries=queries,
     )  # fmt: skip
 
 
 def reason_not_decode(
-    q: Float[Array, "B N H"], k_pages: Pages, table_width: int, config: DecodeConfig | None = None
+    q: Float[Array, "T N H"],
+    k_pages: Pages,
+    table_width: int,
+    config: DecodeConfig | None = None,
+    *,
+    rows: int | None = None,
+    queries: int = 1,
 ) -> str | None:
-    """Why the decode kernel can't take a call; None if it can."""
-    shape = decode_shape(q, k_pages, table_width, scale=1.0, soft_cap=0.0)
+    """Why the decode kernel can't take a call of ``queries`` tokens a row at most; None if it can. ``rows`` is T if not given."""
+    rows = q.shape[0] if rows is None else rows
+    shape = decode_shape(q, k_pages, rows, table_width, queries=queries, scale=1.0, soft_cap=0.0)
     if isinstance(shape, str):
         return shape
-    return decode_mosaic.reason_not(shape, config or decode_mosaic.default_config(shape))
+    return decode_layout.reason_not(shape, config or choose_decode(shape))
 
 
 def decode(
-    q: Float[Array, "B N H"],
+    q: Float[Array, "T N H"],
     context: Context,
+    query_start: Int32[Array, " S"] | None = None,
     *,
+    queries: int = 1,
     scale: float,
     soft_cap: float = 0.0,
     config: DecodeConfig | None = None,
-) -> Float[Array, "B N H"]:
-    """As ``decode_reference``, by the kernels.
+) -> Float[Array, "T N H"]:
+    """As ``decode_reference``, by the kernels; with ``query_start`` as ``prefill_reference``, of ``queries`` tokens a row at most.
 
     Raises:
         ValueError: a call that ``reason_not_decode`` names a reason for.
     """
     k_pages, v_pages, layer, block_table, lens, window = context
-    shape = decode_shape(q, k_pages, block_table.shape[1], scale=scale, soft_cap=soft_cap)
+    shape = decode_shape(q, k_pages, *block_table.shape, queries=queries, scale=scale, soft_cap=soft_cap)
     if isinstance(shape, str):
         raise ValueError(f"the decode kernel can't take this call: {shape}")
-    config = config or decode_mosaic.default_config(shape)
-    if reason := decode_mosaic.reason_not(shape, config):
+    config = config or choose_decode(shape)
+    if reason := decode_layout.reason_not(shape, config):
         raise ValueError(f"the decode kernel can't take this call: {reason}")
+    if (query_start is None) != (queries == 1):
+        raise ValueError(f"{queries=}: 1 means a token for every row, and no query_start; more need one")
     window = window.reshape(1)
-    partials, stats, split = decode_mosaic.decode_partials(
-        q, _pools(k_pages, v_pages), layer.reshape(1), block_table, lens, window, shape, config
+    partials, stats, split = decode_partials(
+        q, _pools(k_pages, v_pages), layer.reshape(1), block_table, query_start, lens, window, shape, config
     )
-    return merge_partials(partials, stats, lens, window, split, str(jnp.dtype(q.dtype)))
+    return merge_partials(partials, stats, lens, window, query_start, shape, split, q.shape[0], str(jnp.dtype(q.dtype)))
 
 
 def prefill_shape(
@@ -87,6 +108,7 @@ def prefill_shape(
         tokens=q.shape[0], heads=q.shape[1], kv_heads=kv_heads, head_dim=q.shape[2], pages=pages, page_size=page_size,
         rows=rows, dtype=str(q.dtype), bits=k_pages.bits, scale=scale, soft_cap=soft_cap,
     )  # fmt: skip
+    shape = choose_prefill(shape)
     return shape.reason_not or shape
 
 
@@ -103,19 +125,21 @@ def prefill(
     *,
     scale: float,
     soft_cap: float = 0.0,
-    key_tile: int = 128,
-    stages: int = 2,
+    key_tile: int | None = None,
+    stages: int | None = None,
 ) -> Float[Array, "T N H"]:
-    """As ``prefill_reference``, by the kernel.
+    """As ``prefill_reference``, by the kernel; ``key_tile`` and ``stages`` as chosen where they are not given.
 
     Raises:
-        ValueError: a call that ``reason_not_prefill`` names a reason for.
+        ValueError: a call that ``reason_not_prefill`` names a reason for, or too much shared memory.
     """
     k_pages, v_pages, layer, block_table, lens, window = context
     shape = prefill_shape(q, k_pages, block_table.shape[0], scale=scale, soft_cap=soft_cap)
     if isinstance(shape, str):
         raise ValueError(f"the prefill kernel can't take this call: {shape}")
-    shape = replace(shape, key_tile=key_tile, stages=stages)
+    shape = replace(shape, key_tile=key_tile or shape.key_tile, stages=stages or shape.stages)
+    if reason := shape.reason_not:
+        raise ValueError(f"the prefill kernel can't take this call: {reason}")
     tiles = Tiles.of(query_start, q.shape[0])
     pools = _pools(k_pages, v_pages)
     return prefill_tiles_attention(q, pools, layer, block_table, tiles, lens, window, shape)

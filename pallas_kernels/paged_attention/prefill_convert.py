@@ -10,7 +10,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from pallas_kernels import ptx, ptx_sync
 from pallas_kernels.paged_attention.fragments import float16_bytes, float16_nibbles
 from pallas_kernels.paged_attention.page_copies import PageCopies
-from pallas_kernels.paged_attention.swizzled import TRANSFORMS, address_of
+from pallas_kernels.paged_attention.swizzled import address_of, transforms
 from pallas_kernels.ptx import Int, scalar
 from pallas_kernels.ptx_float import halves_fma_words, permute
 
@@ -18,6 +18,8 @@ _SPLAT = plgpu.Layout.WG_SPLAT(())
 _FIRST_BARRIER = 8
 """Hardware barriers of the converting warpgroups; Mosaic takes 1 to 4 for its own."""
 _REF = plgpu.RefType()
+_LOADS_AHEAD = 2
+"""Pieces of 16 bytes that a thread loads before it converts them: what 40 registers hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,29 +102,56 @@ def wait_raw(raw, tiles: RawTiles, stage, parity) -> None:
 
 def convert_raw(raw, smem, tiles: RawTiles, stage, slot, first) -> None:
     """A raw tile as float16 into rows ``first`` on of ``smem[slot]``. ``commit_smem`` must follow."""
-    chunks, slot_bytes = tiles.head_dim // 8, smem.shape[1] * smem.shape[2] * 2
-    per_load = 16 * 8 // tiles.bits // 8  # chunks of 8 values in 16 bytes
-    loads = tiles.row_bytes // 16
+    slot_bytes = smem.shape[1] * smem.shape[2] * 2
 
     def emit(raw, smem, stage, slot, first):
         values = ptx.shared_address(raw) + scalar(stage) * tiles.stage_bytes
-        pairs = values + tiles.tile * tiles.row_bytes
         target = ptx.shared_address(smem) + scalar(slot) * slot_bytes
-        first, thread = scalar(first), ptx.thread_index() % 128
-        for i in range(tiles.tile * loads // 128):
-            index = thread + i * 128
-            row, part = index // loads, index % loads
-            (pair,) = ptx.load_shared(pairs + row * 4)
-            raw_words = ptx.load_shared(values + row * tiles.row_bytes + part * 16, 4)
-            scale, offset = permute(pair, pair, 0x1010), permute(pair, pair, 0x3232)
-            step = 4 // per_load  # words of 8 values
-            for j in range(per_load):
-                halves = _in_order(raw_words[j * step : (j + 1) * step], tiles.bits)
-                halves = [halves_fma_words(h, scale, offset) for h in halves]
-                ptx.store_shared(address_of(target, first + row, part * per_load + j, chunks), *halves)
+        pieces = _pieces(tiles, values, target, scalar(first), ptx.thread_index() % 128)
+        for i in range(0, len(pieces), _LOADS_AHEAD):
+            some = pieces[i : i + _LOADS_AHEAD]
+            # Loads and stores stay in order: a load behind a store would wait for all that the store waits for.
+            loaded = [(ptx.load_shared(pair)[0], ptx.load_shared(piece, 4)) for pair, piece, _ in some]
+            for (pair, words), (*_, targets) in zip(loaded, some, strict=True):
+                scale, offset = permute(pair, pair, 0x1010), permute(pair, pair, 0x3232)
+                step = 4 // len(targets)  # words of 8 values
+                for j, address in enumerate(targets):
+                    halves = _in_order(words[j * step : (j + 1) * step], tiles.bits)
+                    ptx.store_shared(address, *[halves_fma_words(h, scale, offset) for h in halves])
 
-    types = _REF, plgpu.RefType(TRANSFORMS), _SPLAT, _SPLAT, _SPLAT
+    types = _REF, plgpu.RefType(transforms(tiles.head_dim)), _SPLAT, _SPLAT, _SPLAT
     ptx_sync.run_inline(emit, types, raw, smem, stage, slot, first)
+
+
+def _pieces(tiles: RawTiles, values: Int, target: Int, first: Int, thread: Int) -> list[tuple[Int, Int, list[Int]]]:
+    """What a thread converts: for each 16 bytes the addresses of their pair, of them, and of each 8 values as float16."""
+    chunks, per_load, loads = tiles.head_dim // 8, 16 // tiles.bits, tiles.row_bytes // 16
+    pairs, total = values + tiles.tile * tiles.row_bytes, tiles.tile * loads
+    across = 8  # chunks of 128 bytes of a row
+    rows = 128 // loads  # that 128 threads take at a time
+    if chunks % across or 128 % loads or rows % 8 or total % 128:
+        pieces = []
+        for start in range(0, total, 128):
+            # Where the last round has too little work, threads do the last piece again: the same bytes to the same place.
+            index = ptx_sync.minimum(thread + start, total - 1)
+            row, part = index // loads, index % loads
+            targets = [address_of(target, first + row, part * per_load + j, chunks) for j in range(per_load)]
+            pieces.append((pairs + row * 4, values + row * tiles.row_bytes + part * 16, targets))
+        return pieces
+    row, part = thread // loads, thread % loads
+    # Eight threads store at a time. Pieces of one row that lie 128 bytes apart come to the same banks: they take other rows.
+    row = row ^ (part * per_load // across * max(1, 8 // loads))
+    begin = address_of(target, first + row, part * per_load, chunks)
+    pair, piece = pairs + row * 4, values + row * tiles.row_bytes + part * 16
+    # From round to round a thread's row moves on by whole tiles of 8, which moves every address by as much.
+    return [
+        (
+            pair + i * (4 * rows),
+            piece + i * (rows * tiles.row_bytes),
+            [(begin + i * (rows * 2 * tiles.head_dim)) ^ (16 * j) for j in range(per_load)],
+        )
+        for i in range(total // 128)
+    ]
 
 
 def _own_barrier() -> Int:

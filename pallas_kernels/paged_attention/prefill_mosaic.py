@@ -12,7 +12,6 @@ Only tiles at the diagonal, at the window's edge and at the end of a context are
 
 import functools
 import math
-from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -22,58 +21,15 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int32, Num
 
 from pallas_kernels import ptx
-from pallas_kernels.paged_attention.prefill_convert import RawTiles, convert_raw, copy_raw, init_raw, wait_raw
+from pallas_kernels.paged_attention.prefill_convert import convert_raw, copy_raw, init_raw, wait_raw
+from pallas_kernels.paged_attention.prefill_shape import PrefillShape
 from pallas_kernels.paged_attention.prefill_tiles import QUERY_TILE, WARPGROUP_QUERIES, Tiles
-from pallas_kernels.paged_attention.swizzled import TRANSFORMS, clear_rows, load_rows, store_rows
+from pallas_kernels.paged_attention.swizzled import clear_rows, load_rows, store_rows, transforms
 
-MAX_SHARED = 220 * 1024
-"""Of a block on Hopper, less what Mosaic keeps and what barriers take."""
-_RAW_TILE = 64
 _LOWEST = -1e30
 _NO_WINDOW = 1 << 30
 _L = plgpu.Layout
 _ACC = plgpu.ACC  # pyright: ignore[reportPrivateImportUsage]
-
-
-@dataclass(frozen=True, slots=True)
-class PrefillShape:
-    """Sizes of a call that are known when it is compiled.
-
-    Attributes:
-        key_tile: keys of a step.
-        stages: of the ring.
-    """
-
-    tokens: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    pages: int
-    page_size: int
-    rows: int
-    dtype: str
-    bits: int
-    scale: float
-    soft_cap: float
-    key_tile: int = 128
-    stages: int = 2
-
-    @property
-    def raw(self) -> RawTiles:
-        """How integer tiles lie in shared memory before they become float16."""
-        tile = min(self.key_tile, _RAW_TILE)
-        tiles = [RawTiles(self.head_dim, self.bits, tile, stages) for stages in (3, 2)]
-        halves = 2 * self.head_dim * (QUERY_TILE + 2 * self.stages * self.key_tile)
-        return next((t for t in tiles if halves + 8 * t.words <= MAX_SHARED), tiles[-1])
-
-    @property
-    def reason_not(self) -> str | None:
-        """Why this kernel can't take such a call; None if it can."""
-        if self.head_dim not in (64, 128):
-            return f"head_dim={self.head_dim} must be 64 or 128"
-        if self.page_size not in (16, 32, 64, 128):
-            return f"page_size={self.page_size} must be 16, 32, 64 or 128"
-        return None
 
 
 def prefill_tiles_attention(
@@ -110,7 +66,7 @@ def steps_of_warpgroup(position, window, step_begin, step_end, key_tile: int):
 
 
 def _tiled(shape: tuple[int, ...], dtype):
-    return plgpu.SMEM(shape, dtype, transforms=TRANSFORMS)
+    return plgpu.SMEM(shape, dtype, transforms=transforms(shape[-1]))
 
 
 @functools.lru_cache(maxsize=256)
@@ -175,7 +131,7 @@ def _paged_prefill(
 
             @pl.when(wg == 2)
             def _load():
-                plgpu.set_max_registers(40, action="decrease")
+                plgpu.set_max_registers(shape.registers[1], action="decrease")
                 _load_pages(pools, table_ref, place, steps, buffers, shape)
 
         else:
@@ -183,13 +139,13 @@ def _paged_prefill(
 
                 @pl.when(wg == 2 + which)
                 def _convert(which=which):
-                    plgpu.set_max_registers(40, action="decrease")
+                    plgpu.set_max_registers(shape.registers[1], action="decrease")
                     pair = pools[which], pools[2 + which]
                     _convert_pages(pair, raw[which], table_ref, place, steps, buffers[which], shape)
 
         @pl.when(wg < 2)
         def _compute():
-            plgpu.set_max_registers(232 if shape.bits == 16 else 216, action="increase")
+            plgpu.set_max_registers(shape.registers[0], action="increase")
             queries = begin + wg * WARPGROUP_QUERIES
             load_rows(q_ref, q_smem, wg, queries, end, head)
             position = first + wg * WARPGROUP_QUERIES
@@ -203,8 +159,9 @@ def _paged_prefill(
             def row_of(value):
                 return plgpu.layout_cast(jnp.full((WARPGROUP_QUERIES,), value, jnp.float32), _L.WGMMA.reduce(1))
 
-            acc = plgpu.layout_cast(jnp.zeros((WARPGROUP_QUERIES, shape.head_dim), jnp.float32), _L.WGMMA)
-            state = acc, row_of(_LOWEST), row_of(0.0)
+            part = shape.head_dim // shape.outputs
+            zeros = plgpu.layout_cast(jnp.zeros((WARPGROUP_QUERIES, part), jnp.float32), _L.WGMMA)
+            state = (zeros,) * shape.outputs, row_of(_LOWEST), row_of(0.0)
 
             @pl.when(step_begin < step_end)
             def _first_keys():
@@ -216,7 +173,7 @@ def _paged_prefill(
 
             state = lax.fori_loop(step_begin, full_begin, functools.partial(step, masked=True), state)
             state = lax.fori_loop(full_begin, full_end, functools.partial(step, masked=False), state)
-            acc, _, total = lax.fori_loop(full_end, mine_end, functools.partial(step, masked=True), state)
+            outputs, _, total = lax.fori_loop(full_end, mine_end, functools.partial(step, masked=True), state)
 
             @pl.loop(mine_end, step_end)
             def _skip(step):
@@ -232,12 +189,12 @@ def _paged_prefill(
                 _change_turn(turn)
 
             total = jnp.where(total == 0.0, 1.0, total)
-            acc *= lax.broadcast_in_dim(1.0 / total, acc.shape, [0])
-            result = acc.astype(shape.dtype)
-            if shape.bits != 16:
-                # Shared memory and output are declared float16, what goes through them has the queries' own type.
-                result = lax.bitcast_convert_type(result, jnp.float16)
-            q_smem.at[wg][...] = result
+            for i, acc in enumerate(outputs):
+                result = (acc * lax.broadcast_in_dim(1.0 / total, acc.shape, [0])).astype(shape.dtype)
+                if shape.bits != 16:
+                    # Shared memory and output are declared float16, what goes through them has the queries' own type.
+                    result = lax.bitcast_convert_type(result, jnp.float16)
+                _columns(q_smem.at[wg], i, shape)[...] = result
             plgpu.commit_smem()
             store_rows(q_smem, out_ref, wg, queries, end, head)
 
@@ -319,7 +276,7 @@ def _attend(
     q_smem, k_smem, v_smem, k_full, v_full, k_free, v_free, turn,
 ):  # fmt: skip
     """One step of a warpgroup: the keys of one slot of the ring."""
-    acc, maximum, total = state
+    outputs, maximum, total = state
     key_tile, stages = shape.key_tile, shape.stages
     tile_shape = (WARPGROUP_QUERIES, key_tile)
     slot = lax.rem(step - step_begin, stages)
@@ -345,11 +302,11 @@ def _attend(
     new_maximum = jnp.maximum(maximum, scores.max(axis=1) * factor)
     decay = jnp.exp2(maximum - new_maximum)
     weights = jnp.exp2(scores * factor - lax.broadcast_in_dim(new_maximum, tile_shape, [0]))
-    acc *= lax.broadcast_in_dim(decay, acc.shape, [0])
+    outputs = tuple(acc * lax.broadcast_in_dim(decay, acc.shape, [0]) for acc in outputs)
     total *= decay
     operand = weights.astype(v_smem.dtype)
     total += weights.sum(axis=1)
-    acc, total, new_maximum, operand = lax.optimization_barrier((acc, total, new_maximum, operand))
+    outputs, total, new_maximum, operand = lax.optimization_barrier((outputs, total, new_maximum, operand))
     plgpu.barrier_arrive(turn)
     plgpu.barrier_wait(v_full.at[slot])
     if masked:
@@ -361,16 +318,23 @@ def _attend(
 
     plgpu.barrier_wait(turn)
 
-    def weighted(acc_ref):
-        plgpu.wgmma(acc_ref, operand, v_smem.at[slot])
+    def weighted(acc_refs):
+        for i, acc_ref in enumerate(acc_refs):
+            plgpu.wgmma(acc_ref, operand, _columns(v_smem.at[slot], i, shape))
 
         @pl.when(step + 1 < step_end)
         def _next_keys():
             plgpu.barrier_wait(k_full.at[lax.rem(step + 1 - step_begin, stages)])
 
-    acc = pl.run_state(weighted)(_ACC.init(acc))
+    outputs = pl.run_state(weighted)(tuple(_ACC.init(acc) for acc in outputs))
     plgpu.barrier_arrive(v_free.at[slot])
-    return acc, new_maximum, total
+    return outputs, new_maximum, total
+
+
+def _columns(smem, i: int, shape: PrefillShape):
+    """Those of shared memory [R, H] that belong to the i-th accumulator."""
+    part = shape.head_dim // shape.outputs
+    return smem if shape.outputs == 1 else smem.at[:, pl.ds(i * part, part)]
 
 
 def _capped(scores, shape: PrefillShape):

@@ -18,7 +18,7 @@ class Context:
 
     Attributes:
         length: tokens.
-        first: first token that the query sees.
+        first: first token that a query sees.
         begin, end: tiles that hold what it sees.
         per_chunk: tiles of each chunk but the last.
         chunks: how many; 0 for an empty context.
@@ -47,10 +47,10 @@ class Split:
             raise ValueError(f"{chunk=} must be divisible by {tile=}")
         return cls(tile, chunk, max(1, min(MAX_CHUNKS, -(-table_tokens // chunk))))
 
-    def cut(self, length: Int, window: Int) -> Context:
-        """A context of ``length`` tokens of which the last ``window`` are seen, all for 0."""
+    def cut(self, length: Int, window: Int, queries: Int | int = 1) -> Context:
+        """A context of ``length`` tokens of which each of the last ``queries`` sees ``window``, itself included, or all for 0."""
         unlimited = equal(window, 0)
-        first = constant(0).select(unlimited, length - minimum(length, window))
+        first = constant(0).select(unlimited, length - minimum(length, window + queries - 1))
         begin, end = first // self.tile, ceil_div(length, self.tile)
         tiles = end - begin
         wanted = minimum(ceil_div(tiles, self.chunk // self.tile), self.max_chunks)

@@ -1,4 +1,7 @@
-"""Rows of a tiled array in shared memory (8 x 64 values of 16 bits, swizzle 128), by threads of a warpgroup."""
+"""Rows of a tiled array in shared memory, by threads of a warpgroup: 8 x 64 values of 16 bits, swizzle 128.
+
+Where a row is no multiple of 64 values: 8 x 32, swizzle 64.
+"""
 
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
@@ -6,15 +9,29 @@ from pallas_kernels import ptx, ptx_sync
 from pallas_kernels.ptx import Int, constant, scalar
 
 _TILING, _SWIZZLE = plgpu.TilingTransform, plgpu.SwizzleTransform
-TRANSFORMS = (_TILING((8, 64)), _SWIZZLE(128))  # pyright: ignore[reportAbstractUsage]
 _CHUNK = 16
+
+
+def _tile_bytes(width: int) -> int:
+    """Of a row of a tile, rows of ``width`` values of 16 bits."""
+    return 128 if width % 64 == 0 else 64
+
+
+def transforms(width: int) -> tuple:
+    """Of an array in shared memory whose rows have ``width`` values, a multiple of 32."""
+    size = _tile_bytes(width)
+    return _TILING((8, size // 2)), _SWIZZLE(size)  # pyright: ignore[reportAbstractUsage]
 
 
 def address_of(base: Int, row: Int, chunk: Int, chunks: int) -> Int:
     """Where 16 bytes of a row lie, rows of ``chunks`` of them."""
-    tile = (row // 8) * (chunks // 8) + chunk // 8
+    size = _tile_bytes(8 * chunks)
+    across = size // _CHUNK
+    tile = (row // 8) * (chunks // across) + chunk // across
     within = row % 8
-    return base + tile * 1024 + within * 128 + ((chunk % 8) ^ within) * _CHUNK
+    # The hardware's pattern takes its bits from 128 bytes on: two rows of 64 share theirs.
+    pattern = within if size == 128 else within // 2
+    return base + tile * (8 * size) + within * size + ((chunk % across) ^ pattern) * _CHUNK
 
 
 def _thread() -> Int:
@@ -42,7 +59,7 @@ def load_rows(q_ref, smem, part, begin, end, head) -> None:
             words = ptx_sync.load_global_words(q + source + chunk.wide() * _CHUNK, 4)
             ptx.store_shared(address_of(base, row, chunk, chunks), *[w.select(inside, 0) for w in words])
 
-    types = plgpu.RefType(), plgpu.RefType(TRANSFORMS), *[plgpu.Layout.WG_SPLAT(())] * 4
+    types = plgpu.RefType(), plgpu.RefType(transforms(width)), *[plgpu.Layout.WG_SPLAT(())] * 4
     ptx_sync.run_inline(emit, types, q_ref, smem, part, begin, end, head)
     plgpu.commit_smem()
 
@@ -65,7 +82,7 @@ def store_rows(smem, out_ref, part, begin, end, head) -> None:
                 target = ((begin + row) * heads + head).wide() * (2 * width) + chunk.wide() * _CHUNK
                 ptx_sync.store_global(out + target, *words)
 
-    types = plgpu.RefType(TRANSFORMS), plgpu.RefType(), *[plgpu.Layout.WG_SPLAT(())] * 4
+    types = plgpu.RefType(transforms(width)), plgpu.RefType(), *[plgpu.Layout.WG_SPLAT(())] * 4
     ptx_sync.run_inline(emit, types, smem, out_ref, part, begin, end, head)
 
 
@@ -81,6 +98,6 @@ def clear_rows(smem, part, first) -> None:
             for chunk in range(width // 8):
                 ptx.store_shared(address_of(base, row, constant(chunk), width // 8), *[constant(0)] * 4)
 
-    types = plgpu.RefType(TRANSFORMS), *[plgpu.Layout.WG_SPLAT(())] * 2
+    types = plgpu.RefType(transforms(width)), *[plgpu.Layout.WG_SPLAT(())] * 2
     ptx_sync.run_inline(emit, types, smem, part, first)
     plgpu.commit_smem()

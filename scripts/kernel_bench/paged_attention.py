@@ -24,6 +24,8 @@ TOLERANCE = 5e-3
 ROTATION_BYTES = 250e6
 """Caches that calls take turns with: five times the L2 cache."""
 CHECKED = (0, 1, 63, 64, 65, 700, 2000)
+MOST_NEW = 150
+"""New tokens of each of them where prefill is checked."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bits", default="16,8,4", help="with commas")
     parser.add_argument(
         "--batch", default="1,16,64,256", help="sequences of a decode step, with commas; empty for none"
+    )
+    parser.add_argument(
+        "--queries",
+        default="1,4",
+        help="query tokens of each sequence in a decode step, with commas: more check a draft",
     )
     parser.add_argument("--context", default="1024,4096,16384", help="tokens of each, with commas")
     parser.add_argument(
@@ -52,13 +59,16 @@ def main(options: argparse.Namespace) -> list[Row]:
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, copy {bandwidth:,.0f} GB/s", flush=True)
     rows: list[Row] = []
     for bits in _integers(options.bits):
-        found = error(options, bits, prefill=False) if options.batch else 0.0
-        for batch in _integers(options.batch):
-            for context in _integers(options.context):
-                if batch * context * token_bytes(options, bits) <= options.max_gigabytes * 1e9:
-                    rows.append(decode_row(options, bits, batch, context, bandwidth, found))
-                    show(rows[-1])
-        found = error(options, bits, prefill=True) if options.prefill else 0.0
+        found = error(options, bits, queries=1) if options.batch else 0.0
+        steps = [(b, c) for b in _integers(options.batch) for c in _integers(options.context)]
+        steps = [(b, c) for b, c in steps if b * c * token_bytes(options, bits) <= options.max_gigabytes * 1e9]
+        for queries in _integers(options.queries):
+            if queries > 1:
+                found = error(options, bits, queries=queries)
+            for batch, context in steps:
+                rows.append(decode_row(options, bits, batch, context, queries, bandwidth, found))
+                show(rows[-1])
+        found = error(options, bits, queries=MOST_NEW) if options.prefill else 0.0
         for tokens in _integers(options.prefill):
             rows.append(prefill_row(options, bits, tokens, found))
             show(rows[-1])
@@ -74,28 +84,37 @@ def token_bytes(options: argparse.Namespace, bits: int) -> int:
     return 2 * options.kv_heads * (options.head_dim * bits // 8 + (0 if bits == 16 else 4))
 
 
-def decode_row(options: argparse.Namespace, bits: int, batch: int, context: int, bandwidth: float, found: float) -> Row:
-    """One shape of decode."""
+def decode_row(
+    options: argparse.Namespace, bits: int, batch: int, context: int, queries: int, bandwidth: float, found: float
+) -> Row:
+    """One shape of decode; of several queries also the time that the prefill kernel takes for them."""
     size = batch * context * token_bytes(options, bits)
     layers = max(2, min(16, int(-(-ROTATION_BYTES // size))))
     per_row = -(-context // options.page_size)
     k_pages, v_pages = random_pools(options, bits, layers, batch * per_row)
     table = jnp.asarray(np.random.default_rng(0).permutation(batch * per_row).reshape(batch, per_row), jnp.int32)
-    q = jax.random.normal(jax.random.key(2), (batch, options.heads, options.head_dim), jnp.bfloat16)
-    lens = jnp.full((batch,), context, jnp.int32)
+    q = jax.random.normal(jax.random.key(2), (batch * queries, options.heads, options.head_dim), jnp.bfloat16)
+    lens, starts = jnp.full((batch,), context, jnp.int32), jnp.arange(batch + 1, dtype=jnp.int32) * queries
 
-    def calls(q, k, k_pairs, v, v_pairs, table, lens):
-        run = partial(paged_decode, q, Pages(k, k_pairs, bits), Pages(v, v_pairs, bits), scale=options.head_dim**-0.5)
-        return [run(jnp.int32(layer), table, lens) for layer in range(layers)]
+    def calls(q, k, k_pairs, v, v_pairs, table, starts, lens, most):
+        pools, scale = (Pages(k, k_pairs, bits), Pages(v, v_pairs, bits)), options.head_dim**-0.5
+        if most == 1:
+            return [paged_decode(q, *pools, jnp.int32(i), table, lens, scale=scale) for i in range(layers)]
+        run = partial(paged_prefill, q, *pools, scale=scale, max_queries=most)
+        return [run(jnp.int32(i), table, starts, lens) for i in range(layers)]
 
-    time = microseconds(jax.jit(calls), layers, q, *k_pages[:2], *v_pages[:2], table, lens)
+    arguments = q, *k_pages[:2], *v_pages[:2], table, starts, lens
+    time = microseconds(jax.jit(partial(calls, most=queries)), layers, *arguments)
     others = {}
-    if options.peers and bits == 16:
+    if queries > 1:
+        others = {"prefill us": microseconds(jax.jit(partial(calls, most=None)), layers, *arguments)}
+    elif options.peers and bits == 16:
         sizes = {"heads": options.heads, "kv_heads": options.kv_heads, "head_dim": options.head_dim}
         others = attention_peers.decode(batch, context, **sizes, page=options.page_size, copies=layers)
     return Row(
-        {"kernel": "decode", "bits": bits, "batch": batch, "tokens": context, "us": time, "GB/s": size / time / 1e3,
-         "% of copy": 100 * size / time / 1e3 / bandwidth, "error": found, "ok": found <= TOLERANCE, **others}
+        {"kernel": "decode", "bits": bits, "batch": batch, "queries": queries, "tokens": context, "us": time,
+         "GB/s": size / time / 1e3, "% of copy": 100 * size / time / 1e3 / bandwidth, "error": found,
+         "ok": found <= TOLERANCE, **others}
     )  # fmt: skip
 
 
@@ -139,10 +158,10 @@ def random_pools(options: argparse.Namespace, bits: int, layers: int, pages: int
     return pools
 
 
-def error(options: argparse.Namespace, bits: int, *, prefill: bool) -> float:
+def error(options: argparse.Namespace, bits: int, *, queries: int) -> float:
     """``norm(out - exact) / norm(exact)`` on ragged contexts, exact being the float32 reference.
 
-    Prefill has the last 150 tokens of each context as queries.
+    The last ``queries`` tokens of each context are new; one is decode, more than a few are prefill.
     """
     page, lens = options.page_size, np.array(CHECKED, np.int32)
     counts = -(-lens // page)
@@ -156,15 +175,16 @@ def error(options: argparse.Namespace, bits: int, *, prefill: bool) -> float:
     for values in x:
         stored, pairs = (values.astype(jnp.bfloat16), None) if bits == 16 else quantize_heads(values, bits=bits)
         pools += [_in_pages(a, page) for a in (stored, pairs)]
-    starts = np.concatenate([[0], np.cumsum(np.sort(np.minimum(lens, 150))[::-1])]).astype(np.int32)
-    order = np.argsort(-np.minimum(lens, 150), kind="stable") if prefill else np.arange(len(lens))
-    tokens = int(starts[-1]) if prefill else len(lens)
+    new = np.minimum(lens, queries)
+    starts = np.concatenate([[0], np.cumsum(np.sort(new)[::-1])]).astype(np.int32)
+    order = np.argsort(-new, kind="stable") if queries > 1 else np.arange(len(lens))
+    tokens = int(starts[-1]) if queries > 1 else len(lens)
     q = jax.random.normal(keys[2], (tokens, options.heads, options.head_dim), jnp.bfloat16)
 
     def attend(q, k, k_pairs, v, v_pairs, implementation):
         kept = Pages(k, k_pairs, bits), Pages(v, v_pairs, bits)
-        rows = [jnp.asarray(table[order]), *([jnp.asarray(starts)] if prefill else []), jnp.asarray(lens[order])]
-        attention = paged_prefill if prefill else paged_decode
+        rows = [jnp.asarray(table[order]), *([jnp.asarray(starts)] if queries > 1 else []), jnp.asarray(lens[order])]
+        attention = partial(paged_prefill, max_queries=queries) if queries > 1 else paged_decode
         scale = options.head_dim**-0.5
         return attention(q, *kept, jnp.int32(0), *rows, scale=scale, implementation=implementation)
 
@@ -186,6 +206,7 @@ def roofline(rows: list[Row], path: str) -> None:
 
     figure, axes = plt.subplots(figsize=(7, 4.5))
     decode = [row for row in rows if row["kernel"] == "decode"]
+    decode = [row for row in decode if row["queries"] == 1]
     for bits, batch in dict.fromkeys((row["bits"], row["batch"]) for row in decode):
         points = [(r["tokens"], r["% of copy"]) for r in decode if (r["bits"], r["batch"]) == (bits, batch)]
         style = {16: "-", 8: "--", 4: ":"}[bits]

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import pytest
 
 from pallas_kernels.paged_attention.api import paged_decode, paged_prefill
-from pallas_kernels.paged_attention.cases import CASES, AttentionCase
+from pallas_kernels.paged_attention.cases import CASES, MAX_QUERIES, AttentionCase
+from pallas_kernels.paged_attention.decode_layout import MOST_QUERIES
 from pallas_kernels.paged_attention.reference import Pages
 
 LAYERS, PAGES, WIDTH, ROWS, TOKENS = 32, 512, 128, 8, 300
@@ -53,14 +54,30 @@ GROUPS = [AttentionCase("group", 2 * g, 2, 128, bits, 16) for g in (1, 3, 5, 8, 
 SIZES = [
     AttentionCase("size", 8, 2, h, bits, page) for h in (64, 128, 256) for bits in (16, 8, 4) for page in (32, 128)
 ]
-WIDE = [AttentionCase("size", 8, 2, 96, bits, 64) for bits in (16, 8)]
+WIDE = [AttentionCase("size", 8, 2, 96, bits, page) for bits in (16, 8, 4) for page in (16, 128)]
+MANY = [AttentionCase("group", 2 * g, 2, h, 16) for g, h in ((17, 64), (32, 128))]
 
 
-@pytest.mark.parametrize("case", [*CASES, *GROUPS, *SIZES, *WIDE], ids=case_id)
+@pytest.mark.parametrize("case", [*CASES, *GROUPS, *SIZES, *WIDE, *MANY], ids=case_id)
 def test_decode_kernel(case):
     text = lower_decode(case, "mosaic")
     assert text.count("@mosaic_gpu_v2") == 2, "the kernel and its merge"
     assert "stablehlo.while" not in text
+
+
+@pytest.mark.parametrize(
+    ("case", "most"), [*((case, 4) for case in CASES), *((CASES[6], most) for most in MAX_QUERIES)], ids=str
+)
+def test_decode_kernel_of_several_queries(case, most):
+    text = lower_prefill(case, "mosaic", max_queries=most)
+    assert text.count("@mosaic_gpu_v2") == 2, "the kernel and its merge"
+    assert "stablehlo.while" not in text
+
+
+def test_more_queries_than_decode_takes_are_prefill():
+    case = AttentionCase("any", 8, 2, 128)
+    assert lower_prefill(case, "mosaic", max_queries=MOST_QUERIES).count("@mosaic_gpu_v2") == 2
+    assert lower_prefill(case, "mosaic", max_queries=MOST_QUERIES + 1).count("@mosaic_gpu_v2") == 1
 
 
 @pytest.mark.parametrize("options", [{"soft_cap": 30.0}, {"dtype": jnp.float16}], ids=str)
@@ -97,8 +114,7 @@ def test_the_default_is_the_kernel_on_cuda_and_the_reference_elsewhere():
     ("case", "dtype", "reason"),
     [
         (AttentionCase("page", 8, 2, 64, 16, 8), jnp.bfloat16, "page_size=8 must be"),
-        (AttentionCase("group", 34, 2, 64, 16), jnp.bfloat16, "17 query heads of a KV head"),
-        (AttentionCase("row", 8, 2, 96, 4), jnp.bfloat16, "head_dim=96 at 4 bits"),
+        (AttentionCase("row", 8, 2, 80, 4), jnp.bfloat16, "head_dim=80 at 4 bits"),
         (AttentionCase("head_dim", 8, 2, 40, 16), jnp.bfloat16, "head_dim=40 must be a multiple of 16"),
         (AttentionCase("dtype", 8, 2, 64, 16), jnp.float32, "queries of float32"),
     ],
@@ -114,7 +130,7 @@ def test_what_the_kernel_cannot_take_goes_to_the_reference(case, dtype, reason):
     ("case", "dtype", "reason"),
     [
         (AttentionCase("page", 8, 2, 64, 16, 8), jnp.bfloat16, "page_size=8 must be"),
-        (AttentionCase("head_dim", 8, 2, 256, 16), jnp.bfloat16, "head_dim=256 must be 64 or 128"),
+        (AttentionCase("head_dim", 8, 2, 192, 16), jnp.bfloat16, "head_dim=192 must be one of"),
         (AttentionCase("dtype", 8, 2, 64, 16), jnp.float32, "queries of float32"),
     ],
     ids=lambda x: x.model if isinstance(x, AttentionCase) else "",

@@ -26,7 +26,7 @@ class Cache:
         self.table = np.full((len(lens), max(1, int(counts.max()))), 1 << 30, np.int32)
         for row, (start, count) in enumerate(zip(np.cumsum(counts) - counts, counts, strict=True)):
             self.table[row, :count] = ids[start : start + count]
-        self._tokens: dict[tuple[int, int], np.ndarray] = {}
+        self._layers: dict[int, np.ndarray] = {}
         self.pools = [self._pool(jax.random.key(seed + i), pages, kv_heads, head_dim) for i in range(2)]
 
     def _pool(self, key, pages, kv_heads, head_dim) -> Pages:
@@ -50,18 +50,16 @@ class Cache:
 
     def tokens(self, which: int, row: int) -> np.ndarray:
         """Keys or values of a sequence as they are stored, float64 [S, K, H]."""
-        if (which, row) not in self._tokens:
-            self._tokens[which, row] = self._read(which, row)
-        return self._tokens[which, row]
-
-    def _read(self, which: int, row: int) -> np.ndarray:
-        pages, length = self.pools[which], int(self.lens[row])
-        ids = self.table[row, : -(-length // self.page)]
-        x = pages.values[LAYER, ids]
-        if pages.pairs is not None:
-            x = dequantize_heads(x, pages.pairs[LAYER, ids], bits=self.bits)
-        x = np.asarray(x.astype(jnp.float32), np.float64).transpose(0, 2, 1, 3)
-        return x.reshape(-1, *x.shape[2:])[:length]
+        if which not in self._layers:
+            # The whole layer at once: by row it would be a program for each length.
+            pages = self.pools[which]
+            x = pages.values[LAYER]
+            if pages.pairs is not None:
+                x = dequantize_heads(x, pages.pairs[LAYER], bits=self.bits)
+            self._layers[which] = np.asarray(x.astype(jnp.float32))
+        length = int(self.lens[row])
+        x = self._layers[which][self.table[row, : -(-length // self.page)]].transpose(0, 2, 1, 3)
+        return x.reshape(-1, *x.shape[2:])[:length].astype(np.float64)
 
     def decode(self, q, rows=slice(None), window=0, soft_cap=0.0, implementation="mosaic"):
         arguments = (jnp.int32(LAYER), jnp.asarray(self.table[rows]), jnp.asarray(self.lens[rows]), jnp.int32(window))
@@ -70,14 +68,24 @@ class Cache:
 
     def attend(self, q, row, end, window=0, soft_cap=0.0):
         """One query [N, H] over the first ``end`` tokens of a sequence, float64."""
-        first = max(0, end - window) if window else 0
-        k, v = (self.tokens(i, row)[first:end] for i in range(2))
-        k, v = (np.repeat(x, q.shape[0] // x.shape[1], axis=1) for x in (k, v))
-        scores = np.einsum("nh,snh->ns", q, k) * q.shape[-1] ** -0.5
+        return self.attend_last(q[None], row, end, window, soft_cap)[0]
+
+    def attend_last(self, q, row, end, window=0, soft_cap=0.0):
+        """Queries [T, N, H] that are the last of the first ``end`` tokens of a sequence, float64."""
+        count, heads, head_dim = q.shape
+        k, v = (self.tokens(i, row)[:end].transpose(1, 0, 2) for i in range(2))
+        kv_heads, group = len(k), heads // len(k)
+        grouped = q.reshape(count, kv_heads, group, head_dim).transpose(1, 0, 2, 3).reshape(kv_heads, -1, head_dim)
+        scores = (grouped @ k.transpose(0, 2, 1) * head_dim**-0.5).reshape(kv_heads, count, group, end)
         if soft_cap:
             scores = soft_cap * np.tanh(scores / soft_cap)
-        weights = np.exp(scores - scores.max(axis=1, keepdims=True))
-        return np.einsum("ns,snh->nh", weights / weights.sum(axis=1, keepdims=True), v)
+        back = (end - count + np.arange(count))[:, None] - np.arange(end)
+        seen = (back >= 0) & ((back < window) if window else True)
+        scores = np.where(seen[:, None], scores, -np.inf)
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        weights /= weights.sum(axis=-1, keepdims=True)
+        out = (weights.reshape(kv_heads, -1, end) @ v).reshape(kv_heads, count, group, head_dim)
+        return out.transpose(1, 0, 2, 3).reshape(q.shape)
 
     def oracle(self, q, window=0, soft_cap=0.0):
         """One query of each sequence, at its end; 0 for an empty one."""

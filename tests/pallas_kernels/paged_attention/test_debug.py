@@ -7,7 +7,7 @@ import pytest
 from jax.experimental import pallas as pl
 
 from pallas_kernels.paged_attention.api import paged_decode
-from pallas_kernels.paged_attention.debug import check_pages_now
+from pallas_kernels.paged_attention.debug import check_pages_now, check_queries_now
 from pallas_kernels.paged_attention.reference import Pages
 
 RIGHT = np.array([[2, 1, 0], [0, 99, -7]])
@@ -29,6 +29,13 @@ def test_a_page_that_the_pool_lacks(column, page):
 def test_a_table_too_narrow():
     with pytest.raises(ValueError, match="row 1 has 25 tokens, 4 pages, but the block table has width=3"):
         check_pages_now(RIGHT, np.array([17, 25]), pages=3, page_size=8)
+
+
+@pytest.mark.parametrize(("starts", "count"), [([0, 3, 4], 3), ([0, 2, 1], -1)])
+def test_more_queries_than_the_call_was_made_for(starts, count):
+    check_queries_now(np.array([0, 2, 2, 4]), most=2)
+    with pytest.raises(ValueError, match=f"has {count} queries, the call was made for up to 2"):
+        check_queries_now(np.array(starts), most=2)
 
 
 def test_a_program_stops_in_debug_mode_only():

@@ -6,7 +6,9 @@ import pytest
 from support.thread_emulator import THREADS, Threads, value
 
 from pallas_kernels import ptx
-from pallas_kernels.paged_attention import merge_mosaic
+from pallas_kernels.paged_attention.decode_layout import Shape
+from pallas_kernels.paged_attention.fragments import Stored
+from pallas_kernels.paged_attention.merge_mosaic import emit_merge
 from pallas_kernels.paged_attention.page_copies import PageCopies
 from pallas_kernels.paged_attention.split import MAX_CHUNKS, Split
 from pallas_kernels.ptx import Int
@@ -20,15 +22,16 @@ def ints(x) -> Int:
 
 @pytest.mark.parametrize("tile", [64, 128])
 @pytest.mark.parametrize("window", [0, 1, 100, 5000])
-def test_chunks_cover_what_the_query_sees(monkeypatch, tile, window):
+@pytest.mark.parametrize("queries", [1, 8])
+def test_chunks_cover_what_the_queries_see(monkeypatch, tile, window, queries):
     Threads(monkeypatch, 1024)
     lengths = np.resize(LENGTHS, THREADS)
     split = Split.of(tile=tile, chunk=512, table_tokens=1 << 18)
-    context = split.cut(ints(lengths), ptx.constant(window))
+    context = split.cut(ints(lengths), ptx.constant(window), queries)
     got = {
         name: np.asarray(getattr(context, name).value, int) for name in ("first", "begin", "end", "per_chunk", "chunks")
     }
-    assert np.array_equal(got["first"], np.maximum(lengths - window, 0) if window else 0 * lengths)
+    assert np.array_equal(got["first"], np.maximum(lengths - window - queries + 1, 0) if window else 0 * lengths)
     assert np.array_equal(got["begin"], got["first"] // tile)
     assert np.array_equal(got["end"], -(-lengths // tile))
     tiles = got["end"] - got["begin"]
@@ -79,6 +82,10 @@ def test_chunks_are_joined(monkeypatch, head_dim):
     lengths, heads, split = np.array([0, 1, 700, 20000], np.int32), 2, Split.of(tile=64, chunk=512, table_tokens=20000)
     rng = np.random.default_rng(0)
     shape = (len(lengths), split.max_chunks, heads, head_dim)
+    call = Shape(
+        batch=len(lengths), heads=heads, kv_heads=1, pages=1, page_size=64, table_width=320, stored=Stored(head_dim, 16),
+        query_dtype="bf16", scale=1.0, soft_cap=0.0,
+    )  # fmt: skip
     partials, stats = rng.normal(size=shape).astype(np.float32), rng.normal(size=(*shape[:3], 2)).astype(np.float32)
     stats[..., 1] = np.abs(stats[..., 1]) + 0.1
     chunks = [0, 1, 2, 32]
@@ -88,7 +95,7 @@ def test_chunks_are_joined(monkeypatch, head_dim):
     out = threads.put(np.full((len(lengths), heads, head_dim), 7, jnp.bfloat16))
     for block in range(2):
         monkeypatch.setattr(ptx, "block_index", lambda block=block: ptx.constant(block))
-        merge_mosaic._emit(shape, split, "bfloat16", [ptx.global_address(r) for r in [*inputs, out]])
+        emit_merge(call, split, len(lengths), "bfloat16", [ptx.global_address(r) for r in [*inputs, out]])
     got = threads.get(out, jnp.bfloat16).astype(np.float64)
     assert not got[0].any(), "an empty context comes out 0"
     for row, count in list(enumerate(chunks))[1:]:

@@ -33,11 +33,11 @@ def test_tiles_cover_all_queries_once(news, tokens):
     assert np.array_equal(owner, expected)
 
 
+@pytest.mark.parametrize("key_tile", [64, 128])
 @pytest.mark.parametrize("window", [1, 90, 1 << 30])
 @pytest.mark.parametrize(("length", "new"), [(0, 495), (0, 65), (0, 1), (513, 1), (512, 466), (700, 131), (64, 64)])
-def test_warpgroups_of_a_tile_take_equally_many_turns(length, new, window):
+def test_warpgroups_of_a_tile_take_equally_many_turns(length, new, window, key_tile):
     """Length 0 is padding, whose queries stand at negative positions. Unequal turns would wait for each other forever."""
-    key_tile = 128
     for begin in range(0, new, QUERY_TILE):
         first = length - (new - begin)
         seen_end = min(first + QUERY_TILE, length) if length else 0
