@@ -117,7 +117,7 @@ def _half_output(config: ModelConfig, linear: str, weights: Weights, x: jax.Arra
 
 
 @programs(static_argnums=(0, 1, 7, 8))
-def _trial_errors(
+def trial_errors(
     config: ModelConfig,
     linear: str,
     weights: Weights,
@@ -153,7 +153,7 @@ def _trial_errors(
 
 
 @programs(static_argnums=(0, 5, 6))
-def _apply_scales(
+def apply_scales(
     config: ModelConfig,
     weights: Weights,
     statistics: LayerStatistics,
@@ -194,7 +194,7 @@ def choose_alpha(
     """
     group = recipe.group_of(weights[f"{linear}.weight"].shape[1])
     grid = np.arange(recipe.alphas, dtype=np.float32) / np.float32(recipe.alphas)
-    found = _trial_errors(
+    found = trial_errors(
         config, linear, weights, {linear: statistics[linear]}, samples, places, grid, group, scale_dtype
     )
     plain, *errors = np.asarray(found, np.float64)
@@ -232,5 +232,5 @@ def scale_layer(
     wanted = {linear: np.bool_(alpha is not None) for linear, alpha in alphas.items()}
     applied = {linear: np.float32(alpha or 0.0) for linear, alpha in alphas.items()}
     groups = tuple(recipe.group_of(weights[f"{linear}.weight"].shape[1]) for linear in LINEARS)
-    scaled, counted = _apply_scales(config, weights, statistics, applied, wanted, groups, scale_dtype)
+    scaled, counted = apply_scales(config, weights, statistics, applied, wanted, groups, scale_dtype)
     return scaled, counted, alphas

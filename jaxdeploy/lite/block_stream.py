@@ -50,12 +50,12 @@ class BlockStream:
 
     def next_chunks(self, weights: Weights, places: Positions) -> list[jax.Array]:
         """The layer's outputs."""
-        return [_run(self._config, weights, x, places) for x in self.chunks]
+        return [run_chunk(self._config, weights, x, places) for x in self.chunks]
 
     def advance(self, weights: Weights, places: Positions) -> None:
         """Run the layer: its outputs take the place of its inputs, chunk by chunk."""
         for index, x in enumerate(self.chunks):
-            self.chunks[index] = _run(self._config, weights, x, places)
+            self.chunks[index] = run_chunk(self._config, weights, x, places)
 
     def first_tokens(self, count: int) -> list[jax.Array]:
         """Chunks from the start until they have ``count`` tokens, at least one."""
@@ -74,7 +74,8 @@ def _embed(table: jax.Array, tokens: jax.Array, dtype: str) -> jax.Array:
 
 
 @programs(static_argnums=(0,))
-def _run(config: ModelConfig, weights: Weights, x: jax.Array, places: Positions) -> jax.Array:
+def run_chunk(config: ModelConfig, weights: Weights, x: jax.Array, places: Positions) -> jax.Array:
+    """The layer's output."""
     return block(config, weights, x, places)[0]
 
 

@@ -21,7 +21,7 @@ def inverse_factor(hessian: Float[Array, "K K"], damping: float) -> Float[Array,
     fails, which a Hessian of few tokens can make it.
     """
     for attempt in range(_TRIES):
-        factor, finite = _factor(hessian, np.float32(damping * 10.0**attempt))
+        factor, finite = factor_of(hessian, np.float32(damping * 10.0**attempt))
         if bool(finite):
             return factor
     # No structure left to trust: independent columns, which is rounding to nearest.
@@ -29,7 +29,7 @@ def inverse_factor(hessian: Float[Array, "K K"], damping: float) -> Float[Array,
 
 
 @programs()
-def _factor(hessian: jax.Array, damping: jax.Array) -> tuple[jax.Array, jax.Array]:
+def factor_of(hessian: jax.Array, damping: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The factor, and whether all of it is finite."""
     diagonal = jnp.diagonal(hessian)
     mean = jnp.mean(diagonal)
@@ -76,9 +76,9 @@ def gptq_round(
         if group_size > 2 * _WIDEST_BLOCK:
             # One wide group: fitted to the weights as they came, for its columns are not updated all at once.
             wide: Grid = _min_max_grid(w, group_size, scale_dtype, lowest_zero)
-            return _sweep(w, factor, wide, groups, _block_of(inputs), None, 0)[0], wide
-        return _sweep(w, factor, None, groups, group_size, scale_dtype, lowest_zero)
-    rounded: jax.Array = _sweep(w, factor, grid, groups, _block_of(inputs), None, 0)[0]
+            return sweep(w, factor, wide, groups, block_of(inputs), None, 0)[0], wide
+        return sweep(w, factor, None, groups, group_size, scale_dtype, lowest_zero)
+    rounded: jax.Array = sweep(w, factor, grid, groups, block_of(inputs), None, 0)[0]
     return (rounded if order is None else _restored(rounded, order)), grid
 
 
@@ -98,12 +98,13 @@ def _restored(q: jax.Array, order: jax.Array) -> jax.Array:
     return jnp.zeros_like(q).at[:, order].set(q)
 
 
-def _block_of(inputs: int) -> int:
+def block_of(inputs: int) -> int:
+    """How many columns of a matrix are rounded before their error is passed on, if a block need not be a group."""
     return next(size for size in range(min(_WIDEST_BLOCK, inputs), 0, -1) if inputs % size == 0)
 
 
 @programs(static_argnums=(4, 5, 6))
-def _sweep(
+def sweep(
     w: jax.Array,
     factor: jax.Array,
     grid: Grid | None,

@@ -78,7 +78,7 @@ class LayerQuantizer:
                 weights, statistics, alphas = scale_layer(
                     self._config, weights, statistics, samples, places, recipe, self._dtype
                 )
-        weights = _stored(weights, self._dtype)
+        weights = as_stored(weights, self._dtype)
         with self._stages.timed("ranges"):
             shares = jax.block_until_ready({linear: self._share(linear, weights, statistics) for linear in LINEARS})
         with self._stages.timed("rounding"):
@@ -86,7 +86,7 @@ class LayerQuantizer:
                 rounded = self._learn(weights, shares, stream, exact, places)
             else:
                 rounded = {linear: self._round(linear, weights, statistics, shares[linear]) for linear in LINEARS}
-            finished = jax.block_until_ready({linear: _finish(*parts) for linear, parts in rounded.items()})
+            finished = jax.block_until_ready({linear: finish(*parts) for linear, parts in rounded.items()})
             weights |= {f"{linear}.weight": parts[0] for linear, parts in finished.items()}
         with self._stages.timed("error"):
             errors = [
@@ -123,7 +123,7 @@ class LayerQuantizer:
 
     def _fitted(self, linear: str, weights: Weights, share: jax.Array) -> Grid:
         group = self._group(weights, linear)
-        return _fit(weights[f"{linear}.weight"], share, group, self._dtype, self._recipe.lowest_zero)
+        return fit(weights[f"{linear}.weight"], share, group, self._dtype, self._recipe.lowest_zero)
 
     def _round(
         self, linear: str, weights: Weights, statistics: LayerStatistics, share: jax.Array
@@ -131,7 +131,7 @@ class LayerQuantizer:
         recipe, w = self._recipe, weights[f"{linear}.weight"]
         if recipe.rounding == "nearest":
             grid = self._fitted(linear, weights, share)
-            return _round_nearest(w, grid), grid, None
+            return nearest_levels(w, grid), grid, None
         hessian = statistics[linear].hessian
         order = jnp.argsort(-jnp.diagonal(hessian)) if recipe.act_order else None
         fitted = recipe.clip or (recipe.act_order and not recipe.stored_act_order)
@@ -186,14 +186,14 @@ def _join(inputs: list[jax.Array], targets: list[jax.Array], tokens: int) -> lis
 
 
 @programs(static_argnums=(1,))
-def _stored(weights: Weights, dtype: str) -> Weights:
+def as_stored(weights: Weights, dtype: str) -> Weights:
     """As the checkpoint will hold it: what is not rounded to int4 is rounded to ``dtype``."""
     kept = {f"{linear}.weight" for linear in LINEARS}
     return {name: array if name in kept else array.astype(dtype).astype(jnp.float32) for name, array in weights.items()}
 
 
 @programs()
-def _finish(q: jax.Array, grid: Grid, order: jax.Array | None) -> tuple[jax.Array, jax.Array, Grid, jax.Array | None]:
+def finish(q: jax.Array, grid: Grid, order: jax.Array | None) -> tuple[jax.Array, jax.Array, Grid, jax.Array | None]:
     """The matrix de-quantized with its columns in the order of the inputs, then q, grid and order as the host keeps them."""
     w = dequantize(q, grid)
     w = w if order is None else jnp.zeros_like(w).at[:, order].set(w)
@@ -201,12 +201,13 @@ def _finish(q: jax.Array, grid: Grid, order: jax.Array | None) -> tuple[jax.Arra
 
 
 @programs(static_argnums=(2, 3, 4))
-def _fit(w: jax.Array, share: jax.Array, group: int, scale_dtype: str, lowest_zero: int) -> Grid:
+def fit(w: jax.Array, share: jax.Array, group: int, scale_dtype: str, lowest_zero: int) -> Grid:
+    """The grid of groups that span ``share`` [N, Gn] of their ranges."""
     low, high = group_range(w, group)
     return fit_grid(low * share, high * share, scale_dtype, lowest_zero)
 
 
-_round_nearest = program(round_nearest)
+nearest_levels = program(round_nearest)
 _ranges = program(group_range, static_argnums=(1,))
 
 

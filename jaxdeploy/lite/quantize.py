@@ -21,6 +21,7 @@ from jaxdeploy.lite.block import positions
 from jaxdeploy.lite.block_stream import BlockStream, mean_loss
 from jaxdeploy.lite.calibration import make_samples
 from jaxdeploy.lite.calibration_data import Samples
+from jaxdeploy.lite.layer_programs import LayerShapes, compile_layer, compiles_ahead
 from jaxdeploy.lite.layer_quantizer import LayerQuantizer, QuantizedLayer
 from jaxdeploy.lite.layer_weights import LayerFiles, outer_names, read_finite
 from jaxdeploy.lite.program import cast
@@ -169,6 +170,8 @@ class _Run:
         records = []
         with ThreadPoolExecutor(1, "read") as self._reader, ThreadPoolExecutor(1, "write") as self._writer:
             self._read_ahead(0)
+            if compiles_ahead():
+                self._compile(streams.quantized.chunks)
             for layer in range(self.config.num_layers):
                 records.append(self._layer(layer, streams, samples.calibration.shape[1]))
                 if self.observe:
@@ -227,6 +230,18 @@ class _Run:
             held_out=None if held_out is None else stream(held_out),
             held_out_exact=None if held_out is None else stream(held_out),
         )
+
+    def _compile(self, chunks: list[jax.Array]) -> None:
+        assert self._next is not None
+        if self.work.layer_record(self.config.num_layers - 1) is not None:
+            return
+        described = {
+            name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in self._next.result().items()
+        }
+        shape = chunks[0].shape
+        alike = sum(chunk.shape == shape for chunk in chunks)
+        with self.stages.timed("compile"):
+            compile_layer(self.config, self.recipe, LayerShapes(described, shape, alike, self.dtype, self.target.dtype))
 
     def _layer(self, layer: int, streams: _Streams, length: int) -> LayerRecord:
         begun = time.perf_counter()

@@ -13,7 +13,6 @@ from support.tiny_gguf import tiny_fields, tiny_tensors, write_gguf
 from support.tiny_text_model import TEXT, write_text_model
 
 from jaxdeploy import functional as jd
-from jaxdeploy import runtime
 from jaxdeploy.errors import CheckpointError, ConfigError
 from jaxdeploy.lite import quantize, work_folder
 from jaxdeploy.lite.perplexity import evaluate_perplexity
@@ -287,14 +286,3 @@ def test_a_gguf_file_becomes_a_whole_checkpoint(tmp_path: Path):
     assert model.tokenizer.chat_template == fields["tokenizer.chat_template"]
     assert model.tokenizer.eos_ids == model.decoder.config.eos_token_ids == (2,)
     assert report.bytes_before == 2 * sum(array.size for array in tiny_tensors().values())
-
-
-def test_every_layer_runs_the_first_ones_programs(tmp_path: Path, options: Calibration):
-    compiled = []
-    source = write_text_model("llama3", tmp_path / "source")
-    recipe = Recipe(group_size=16, alphas=3, rounding="gptq")
-    quantize_model(
-        source, tmp_path / "out", recipe, options, progress=lambda *_: compiled.append(runtime.compilations())
-    )
-    assert compiled[0] > 0
-    assert compiled[0] == compiled[1], "compile time must not grow with depth"
