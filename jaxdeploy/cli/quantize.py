@@ -1,5 +1,6 @@
 """``jaxdeploy lite auto_awq | auto_gptq | auto_round | calibrate``: options, with LMDeploy's names."""
 
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -253,18 +254,25 @@ def _quantize(shared: SharedOptions, recipe: Recipe, calibration: Calibration) -
     from jaxdeploy.cli.progress_bars import ProgressBars
     from jaxdeploy.lite.quantize import quantize_model
     from jaxdeploy.lite.report import report_lines
+    from jaxdeploy.lite.work_folder import finished_layers, partial_folder
 
-    with ProgressBars() as progress:
-        report = quantize_model(
-            shared.model,
-            shared.work_dir,
-            recipe,
-            calibration,
-            resume=shared.resume,
-            force=shared.force,
-            compile_cache=_cache_folder(shared),
-            progress=progress,
-        )
+    try:
+        with ProgressBars() as progress:
+            report = quantize_model(
+                shared.model,
+                shared.work_dir,
+                recipe,
+                calibration,
+                resume=shared.resume,
+                force=shared.force,
+                compile_cache=_cache_folder(shared),
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        if done := finished_layers(shared.work_dir):
+            kept = f"finished layers kept in {partial_folder(shared.work_dir)}: {done}"
+            print(f"interrupted; {kept}; the same command with --resume goes on", file=sys.stderr)
+        raise
     print("\n".join(report_lines(report)))
 
 

@@ -5,7 +5,6 @@ For every weight an offset in [-0.5, 0.5] is learned that is added before roundi
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +14,7 @@ import optax
 
 from jaxdeploy.config.model import ModelConfig
 from jaxdeploy.lite.block import LINEARS, Positions, Weights, block
+from jaxdeploy.lite.program import program, programs
 from jaxdeploy.lite.recipe import Recipe
 from jaxdeploy.lite.rounding import LARGEST, Grid, fit_scale, grouped
 
@@ -81,7 +81,7 @@ def _optimizer(steps: int) -> optax.GradientTransformation:
     return optax.sign_sgd(optax.linear_schedule(1.0 / steps, 0.0, steps))
 
 
-@partial(jax.jit, static_argnums=(7, 8, 9), donate_argnums=(0, 1))
+@programs(static_argnums=(7, 8, 9), donate_argnums=(0, 1))
 def _step(offsets, state, fixed, weights, x, target, places, config, choice, steps):
     gradients = jax.grad(_loss)(offsets, fixed, weights, x, target, places, config, choice)
     updates, state = _optimizer(steps).update(gradients, state)
@@ -95,8 +95,8 @@ def _step(offsets, state, fixed, weights, x, target, places, config, choice, ste
     return bounded, state
 
 
-_measure = partial(jax.jit, static_argnums=(6, 7))(_loss)
-_finish = partial(jax.jit, static_argnums=2)(rounded)
+_measure = program(_loss, static_argnums=(6, 7))
+_finish = program(rounded, static_argnums=(2,))
 
 
 def learn_rounding(

@@ -15,9 +15,10 @@ from jaxtyping import Array, Float
 
 from jaxdeploy.config.model import ModelConfig
 from jaxdeploy.lite.block import DOWN, GATE_UP, LINEARS, OUT, QKV, Positions, Weights, gated, mixed_values, project
+from jaxdeploy.lite.program import programs
 from jaxdeploy.lite.recipe import Recipe
 from jaxdeploy.lite.rounding import grouped, nearest
-from jaxdeploy.lite.statistics import InputStatistics, LayerStatistics
+from jaxdeploy.lite.statistics import LayerStatistics
 
 FIXED_ALPHA = 0.5
 NORMS = {QKV: "attention_norm.weight", GATE_UP: "mlp_norm.weight"}
@@ -102,43 +103,75 @@ def _writer_rows(config: ModelConfig, linear: str, s: jax.Array) -> tuple[str, s
     return QKV, slice(first, None), s.reshape(shape)[:, 0].ravel()
 
 
-@partial(jax.jit, static_argnums=(0, 1, 5, 6))
-def _scaled(config, linear, weights, statistics, alpha, group_size, scale_dtype):
-    """The matrix that rounding at ``alpha`` would leave."""
-    s = pair_scales(config, linear, weights, statistics, group_size, alpha)
-    return nearest(weights[f"{linear}.weight"] * s, group_size, scale_dtype) / s
-
-
-_unscaled = partial(jax.jit, static_argnums=(1, 2))(nearest)
-
-
-@jax.jit
-def _own_error(w, tried, products):
+def _own_error(w: jax.Array, tried: jax.Array, products: jax.Array) -> jax.Array:
     """Squared error of the module's own output, summed over tokens; a GPU's TF32 is good enough to compare trials."""
     change = tried - w
     return jnp.sum(jnp.matmul(change, products) * change)
 
 
-def _half_output(config, linear, weights, x, places):
+def _half_output(config: ModelConfig, linear: str, weights: Weights, x: jax.Array, places: Positions) -> jax.Array:
     """The attention's or the MLP's output; x is what ``linear`` reads."""
     if linear == QKV:
         return project(weights, OUT, mixed_values(config, weights, x, places))
     return project(weights, DOWN, gated(weights, x))
 
 
-_exact_output = partial(jax.jit, static_argnums=(0, 1))(_half_output)
+@programs(static_argnums=(0, 1, 7, 8))
+def trial_errors(
+    config: ModelConfig,
+    linear: str,
+    weights: Weights,
+    statistics: LayerStatistics,
+    samples: list[jax.Array],
+    places: Positions,
+    alphas: Float[Array, " A"],
+    group: int,
+    scale_dtype: str,
+) -> Float[Array, " 1+A"]:
+    """Error of the block's output, unscaled and at each alpha. All trials are one program: the host waits once."""
+    w = weights[f"{linear}.weight"]
+    exact = [] if linear in (OUT, DOWN) else [_half_output(config, linear, weights, x, places) for x in samples]
+
+    def error(tried: jax.Array) -> jax.Array:
+        if linear in (OUT, DOWN):
+            return _own_error(w, tried, statistics[linear].products)
+        changed = {**weights, f"{linear}.weight": tried}
+        found = [_half_output(config, linear, changed, x, places) for x in samples]
+        return sum(
+            (
+                jnp.sum(jnp.square(y.astype(jnp.float32) - z.astype(jnp.float32)))
+                for y, z in zip(found, exact, strict=True)
+            ),
+            start=jnp.float32(0),
+        )
+
+    def scaled_error(alpha: jax.Array) -> jax.Array:
+        s = pair_scales(config, linear, weights, statistics, group, alpha)
+        return error(nearest(w * s, group, scale_dtype) / s)
+
+    return jnp.concatenate([error(nearest(w, group, scale_dtype))[None], jax.lax.map(scaled_error, alphas)])
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _block_error(config, linear, weights, tried, x, exact, places):
-    """Squared error of the attention's or the MLP's output when ``linear`` is replaced."""
-    found = _half_output(config, linear, {**weights, f"{linear}.weight": tried}, x, places)
-    return jnp.sum(jnp.square(found.astype(jnp.float32) - exact.astype(jnp.float32)))
-
-
-_pair_scales = partial(jax.jit, static_argnums=(0, 1, 4))(pair_scales)
-_fold_scales = partial(jax.jit, static_argnums=(0, 1, 4))(fold_scales)
-_divided = jax.jit(InputStatistics.divided)
+@programs(static_argnums=(0, 5, 6))
+def apply_scales(
+    config: ModelConfig,
+    weights: Weights,
+    statistics: LayerStatistics,
+    alphas: dict[str, Any],
+    wanted: dict[str, Any],
+    groups: tuple[int, ...],
+    scale_dtype: str,
+) -> tuple[Weights, LayerStatistics]:
+    """Weights and statistics with each pair scaled at its alpha, if that is wanted."""
+    scaled, counted = weights, dict(statistics)
+    for linear, group in zip(LINEARS, groups, strict=True):
+        s = pair_scales(config, linear, weights, statistics, group, alphas[linear])
+        folded, s = fold_scales(config, linear, scaled, s, scale_dtype)
+        divided = statistics[linear].divided(s)
+        keep = partial(jnp.where, wanted[linear])
+        scaled = jax.tree.map(keep, folded, scaled)
+        counted[linear] = jax.tree.map(keep, divided, counted[linear])
+    return scaled, counted
 
 
 def choose_alpha(
@@ -159,25 +192,12 @@ def choose_alpha(
     Returns:
         alpha, or None if not scaling at all is best, and the error as a share of the unscaled one's.
     """
-    w = weights[f"{linear}.weight"]
-    group = recipe.group_of(w.shape[1])
-    own = linear in (OUT, DOWN)
-    exact = [] if own else [_exact_output(config, linear, weights, x, places) for x in samples]
-
-    def error(tried):
-        if own:
-            return _own_error(w, tried, statistics[linear].products)
-        parts = [
-            _block_error(config, linear, weights, tried, x, y, places) for x, y in zip(samples, exact, strict=True)
-        ]
-        return jnp.sum(jnp.stack(parts))
-
-    found = [error(_unscaled(w, group, scale_dtype))]
-    for step in range(recipe.alphas):
-        alpha = np.float32(step / recipe.alphas)
-        found.append(error(_scaled(config, linear, weights, statistics, alpha, group, scale_dtype)))
-    # Only here does the host wait: all trials are under way by now.
-    plain, *errors = np.asarray(jnp.stack(found), np.float64)
+    group = recipe.group_of(weights[f"{linear}.weight"].shape[1])
+    grid = np.arange(recipe.alphas, dtype=np.float32) / np.float32(recipe.alphas)
+    found = trial_errors(
+        config, linear, weights, {linear: statistics[linear]}, samples, places, grid, group, scale_dtype
+    )
+    plain, *errors = np.asarray(found, np.float64)
     best = int(np.nanargmin(errors))
     if not errors[best] < plain:
         return None, 1.0
@@ -209,12 +229,8 @@ def scale_layer(
                 config, linear, weights, statistics, samples.get(linear, []), places, recipe, scale_dtype
             )
             alphas[linear] = chosen[0]
-    scaled, counted = weights, dict(statistics)
-    for linear in LINEARS:
-        alpha = alphas[linear]
-        if alpha is not None:
-            group = recipe.group_of(weights[f"{linear}.weight"].shape[1])
-            s = _pair_scales(config, linear, weights, statistics, group, np.float32(alpha))
-            scaled, s = _fold_scales(config, linear, scaled, s, scale_dtype)
-            counted[linear] = _divided(statistics[linear], s)
+    wanted = {linear: np.bool_(alpha is not None) for linear, alpha in alphas.items()}
+    applied = {linear: np.float32(alpha or 0.0) for linear, alpha in alphas.items()}
+    groups = tuple(recipe.group_of(weights[f"{linear}.weight"].shape[1]) for linear in LINEARS)
+    scaled, counted = apply_scales(config, weights, statistics, applied, wanted, groups, scale_dtype)
     return scaled, counted, alphas

@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxdeploy.config.model import ModelConfig
+from jaxdeploy.lite.program import programs
 from jaxdeploy.model.norm import rms_norm
 from jaxdeploy.model.rope import apply_rotation, inverse_frequencies, rotation_tables
 
@@ -34,10 +36,15 @@ class Positions(NamedTuple):
 
 def positions(config: ModelConfig, length: int, layer: int) -> Positions:
     """Of sequences of ``length`` tokens that go no further (dynamic RoPE looks at the length)."""
+    cos, sin = _rotation(config, length)
+    return Positions(cos, sin, np.int32(config.sliding_windows[layer]))
+
+
+@programs(static_argnums=(0, 1))
+def _rotation(config: ModelConfig, length: int) -> tuple[jax.Array, jax.Array]:
     places = jnp.arange(length, dtype=jnp.int32)
     frequencies = inverse_frequencies(config.rope, config.head_dim, jnp.full(1, length, jnp.int32))
-    cos, sin = rotation_tables(places, jnp.repeat(frequencies, length, axis=0), config.rope.attention_factor)
-    return Positions(cos, sin, jnp.int32(config.sliding_windows[layer]))
+    return rotation_tables(places, jnp.repeat(frequencies, length, axis=0), config.rope.attention_factor)
 
 
 def project(weights: Weights, linear: str, x: jax.Array) -> jax.Array:

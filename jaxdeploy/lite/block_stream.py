@@ -1,7 +1,5 @@
 """Activations of all calibration tokens, carried from layer to layer in chunks that stay on the device."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +7,8 @@ from jaxtyping import Float, Int32
 
 from jaxdeploy.config.model import ModelConfig
 from jaxdeploy.lite.block import LINEARS, Positions, Weights, block
-from jaxdeploy.lite.statistics import InputStatistics, LayerStatistics, count_chunk
+from jaxdeploy.lite.program import programs
+from jaxdeploy.lite.statistics import LayerStatistics, count_chunk, no_statistics
 from jaxdeploy.model.norm import rms_norm
 
 CHUNK_TOKENS = 8192
@@ -39,24 +38,24 @@ class BlockStream:
         if jax.default_backend() != "cpu":
             batch = max(batch, CHUNK_TOKENS // tokens.shape[1])
         parts = [tokens[start : start + batch] for start in range(0, len(tokens), batch)]
-        table = jnp.asarray(embedding).astype(dtype)
-        self.chunks = [_embed(table, part) for part in parts]
+        table = jnp.asarray(embedding)
+        self.chunks = [_embed(table, part, dtype) for part in parts]
 
     def statistics(self, weights: Weights, places: Positions) -> LayerStatistics:
         """Of all linear modules' inputs in the coming layer."""
-        counted = {linear: InputStatistics.empty(weights[f"{linear}.weight"].shape[1]) for linear in LINEARS}
+        counted = no_statistics(tuple((linear, weights[f"{linear}.weight"].shape[1]) for linear in LINEARS))
         for x in self.chunks:
             counted = count_chunk(self._config, weights, x, places, counted)
         return counted
 
     def next_chunks(self, weights: Weights, places: Positions) -> list[jax.Array]:
         """The layer's outputs."""
-        return [_run(self._config, weights, x, places) for x in self.chunks]
+        return [run_chunk(self._config, weights, x, places) for x in self.chunks]
 
     def advance(self, weights: Weights, places: Positions) -> None:
         """Run the layer: its outputs take the place of its inputs, chunk by chunk."""
         for index, x in enumerate(self.chunks):
-            self.chunks[index] = _run(self._config, weights, x, places)
+            self.chunks[index] = run_chunk(self._config, weights, x, places)
 
     def first_tokens(self, count: int) -> list[jax.Array]:
         """Chunks from the start until they have ``count`` tokens, at least one."""
@@ -69,23 +68,24 @@ class BlockStream:
         return taken
 
 
-@jax.jit
-def _embed(table: jax.Array, tokens: jax.Array) -> jax.Array:
-    return jnp.take(table, tokens, axis=0)
+@programs(static_argnums=(2,))
+def _embed(table: jax.Array, tokens: jax.Array, dtype: str) -> jax.Array:
+    return jnp.take(table, tokens, axis=0).astype(dtype)
 
 
-@partial(jax.jit, static_argnums=0)
-def _run(config: ModelConfig, weights: Weights, x: jax.Array, places: Positions) -> jax.Array:
+@programs(static_argnums=(0,))
+def run_chunk(config: ModelConfig, weights: Weights, x: jax.Array, places: Positions) -> jax.Array:
+    """The layer's output."""
     return block(config, weights, x, places)[0]
 
 
-@partial(jax.jit, static_argnums=0)
+@programs(static_argnums=(0,))
 def linear_inputs(config: ModelConfig, weights: Weights, x: jax.Array, places: Positions) -> dict[str, jax.Array]:
     """What each linear module of the layer reads."""
     return block(config, weights, x, places)[1]
 
 
-@partial(jax.jit, static_argnums=0)
+@programs(static_argnums=(0,))
 def relative_error(
     config: ModelConfig, exact: Weights, changed: Weights, x: jax.Array, places: Positions
 ) -> tuple[jax.Array, jax.Array]:
@@ -95,7 +95,7 @@ def relative_error(
     return jnp.sum(jnp.square(found - right)), jnp.sum(jnp.square(right - x.astype(jnp.float32)))
 
 
-@partial(jax.jit, static_argnums=0)
+@programs(static_argnums=(0,))
 def token_losses(
     config: ModelConfig,
     norm: Float[jax.Array, " D"],

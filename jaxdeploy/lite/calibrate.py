@@ -15,6 +15,7 @@ from jaxdeploy.lite.block import LINEARS, positions
 from jaxdeploy.lite.block_stream import BlockStream
 from jaxdeploy.lite.calibration import make_samples
 from jaxdeploy.lite.layer_weights import LayerFiles, outer_names, read_finite
+from jaxdeploy.lite.program import cast
 from jaxdeploy.lite.progress import Progress
 from jaxdeploy.lite.recipe import Calibration
 from jaxdeploy.weights.checkpoint import Checkpoint, open_checkpoint
@@ -83,7 +84,7 @@ def _statistics(
     )
     files = LayerFiles(config)
     for layer in range(config.num_layers):
-        weights = {name: jnp.asarray(array, dtype) for name, array in files.read(source, layer).items()}
+        weights = cast(jax.device_put(files.read(source, layer)), dtype)
         places = positions(config, samples.calibration.shape[1], layer)
         counted = stream.statistics(weights, places)
         stream.advance(weights, places)

@@ -1,12 +1,10 @@
 """Range of each group: the one whose rounded weights give the least error of the group's output (llm-awq's clip search)."""
 
-from functools import partial
-
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from jaxdeploy.lite.program import programs
 from jaxdeploy.lite.rounding import dequantize, fit_grid, group_range, grouped, round_nearest
 
 RATIOS = 20
@@ -21,11 +19,10 @@ def group_products(products: Float[Array, "K K"], group_size: int) -> Float[Arra
     return jnp.moveaxis(jnp.diagonal(blocks, axis1=0, axis2=2), -1, 0)
 
 
-@partial(jax.jit, static_argnames=("group_size", "scale_dtype", "lowest_zero"))
+@programs(static_argnums=(2, 3, 4))
 def search_ranges(
     w: Float[Array, "N K"],
     products: Float[Array, "K K"],
-    *,
     group_size: int,
     scale_dtype: str,
     lowest_zero: int = 0,

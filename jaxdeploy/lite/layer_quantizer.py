@@ -1,7 +1,6 @@
 """Quantizing one layer: statistics, scales, ranges, rounding."""
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -16,6 +15,7 @@ from jaxdeploy.lite.block_stream import BlockStream, linear_inputs, relative_err
 from jaxdeploy.lite.clip import search_ranges
 from jaxdeploy.lite.gptq import gptq_round
 from jaxdeploy.lite.layer_weights import QuantizedLinear
+from jaxdeploy.lite.program import program, programs
 from jaxdeploy.lite.recipe import Recipe
 from jaxdeploy.lite.rounding import Grid, dequantize, fit_grid, group_range, round_nearest
 from jaxdeploy.lite.stages import Stages
@@ -78,28 +78,29 @@ class LayerQuantizer:
                 weights, statistics, alphas = scale_layer(
                     self._config, weights, statistics, samples, places, recipe, self._dtype
                 )
-        weights = {name: self._stored(name, array) for name, array in weights.items()}
+        weights = as_stored(weights, self._dtype)
         with self._stages.timed("ranges"):
-            shares = {linear: self._share(linear, weights, statistics) for linear in LINEARS}
+            shares = jax.block_until_ready({linear: self._share(linear, weights, statistics) for linear in LINEARS})
         with self._stages.timed("rounding"):
             if recipe.rounding == "learned":
                 rounded = self._learn(weights, shares, stream, exact, places)
             else:
                 rounded = {linear: self._round(linear, weights, statistics, shares[linear]) for linear in LINEARS}
-            rounded = jax.block_until_ready(rounded)
-        for linear, parts in rounded.items():
-            weights[f"{linear}.weight"] = _restored(*parts)
+            finished = jax.block_until_ready({linear: finish(*parts) for linear, parts in rounded.items()})
+            weights |= {f"{linear}.weight": parts[0] for linear, parts in finished.items()}
         with self._stages.timed("error"):
             errors = [
                 relative_error(self._config, original, weights, x, places)
                 for x in stream.first_tokens(recipe.search_tokens)
             ]
             wrong, size = np.sum(np.asarray(jnp.array(errors), np.float64), axis=0).tolist()
+        with self._stages.timed("write"):
+            linears = {linear: _on_host(*parts[1:]) for linear, parts in finished.items()}
         return QuantizedLayer(
-            linears={linear: _on_host(*parts) for linear, parts in rounded.items()},
+            linears=linears,
             weights=weights,
             alphas=alphas,
-            shares={linear: float(jnp.mean(share)) for linear, share in shares.items()} if recipe.clip else {},
+            shares={linear: float(np.mean(share)) for linear, share in shares.items()} if recipe.clip else {},
             error=wrong / max(size, 1e-30),
         )
 
@@ -111,30 +112,18 @@ class LayerQuantizer:
         ]
         return {linear: [chunk[linear] for chunk in inputs] for linear in (QKV, GATE_UP)}
 
-    def _stored(self, name: str, array: Any) -> Any:
-        """As the checkpoint will hold it: what is not rounded to int4 is rounded to ``dtype``."""
-        if name.removesuffix(".weight") in LINEARS:
-            return array
-        return array.astype(self._dtype).astype(jnp.float32)
-
     def _group(self, weights: Weights, linear: str) -> int:
         return self._recipe.group_of(weights[f"{linear}.weight"].shape[1])
 
-    def _share(self, linear: str, weights: Weights, statistics: LayerStatistics) -> jax.Array:
+    def _share(self, linear: str, weights: Weights, statistics: LayerStatistics) -> Any:
         w, group = weights[f"{linear}.weight"], self._group(weights, linear)
         if not self._recipe.clip:
-            return jnp.ones((w.shape[0], w.shape[1] // group), jnp.float32)
-        return search_ranges(
-            w,
-            statistics[linear].products,
-            group_size=group,
-            scale_dtype=self._dtype,
-            lowest_zero=self._recipe.lowest_zero,
-        )
+            return np.ones((w.shape[0], w.shape[1] // group), np.float32)
+        return search_ranges(w, statistics[linear].products, group, self._dtype, self._recipe.lowest_zero)
 
     def _fitted(self, linear: str, weights: Weights, share: jax.Array) -> Grid:
         group = self._group(weights, linear)
-        return _fit(weights[f"{linear}.weight"], share, group, self._dtype, self._recipe.lowest_zero)
+        return fit(weights[f"{linear}.weight"], share, group, self._dtype, self._recipe.lowest_zero)
 
     def _round(
         self, linear: str, weights: Weights, statistics: LayerStatistics, share: jax.Array
@@ -142,7 +131,7 @@ class LayerQuantizer:
         recipe, w = self._recipe, weights[f"{linear}.weight"]
         if recipe.rounding == "nearest":
             grid = self._fitted(linear, weights, share)
-            return _round_nearest(w, grid), grid, None
+            return nearest_levels(w, grid), grid, None
         hessian = statistics[linear].hessian
         order = jnp.argsort(-jnp.diagonal(hessian)) if recipe.act_order else None
         fitted = recipe.clip or (recipe.act_order and not recipe.stored_act_order)
@@ -170,7 +159,7 @@ class LayerQuantizer:
         targets = exact.chunks if exact is not None else stream.next_chunks(weights, places)
         batches = _join(stream.chunks, targets, self._recipe.step_tokens)
         ranges = {
-            linear: (*group_range(weights[f"{linear}.weight"], self._group(weights, linear)), shares[linear])
+            linear: (*_ranges(weights[f"{linear}.weight"], self._group(weights, linear)), shares[linear])
             for linear in LINEARS
         }
         learned, _ = learn_rounding(self._config, weights, ranges, batches, places, self._recipe, self._dtype)
@@ -196,25 +185,36 @@ def _join(inputs: list[jax.Array], targets: list[jax.Array], tokens: int) -> lis
     return batches
 
 
-@jax.jit
-def _restored(q: jax.Array, grid: Grid, order: jax.Array | None) -> jax.Array:
+@programs(static_argnums=(1,))
+def as_stored(weights: Weights, dtype: str) -> Weights:
+    """As the checkpoint will hold it: what is not rounded to int4 is rounded to ``dtype``."""
+    kept = {f"{linear}.weight" for linear in LINEARS}
+    return {name: array if name in kept else array.astype(dtype).astype(jnp.float32) for name, array in weights.items()}
+
+
+@programs()
+def finish(q: jax.Array, grid: Grid, order: jax.Array | None) -> tuple[jax.Array, jax.Array, Grid, jax.Array | None]:
+    """The matrix de-quantized with its columns in the order of the inputs, then q, grid and order as the host keeps them."""
     w = dequantize(q, grid)
-    return w if order is None else jnp.zeros_like(w).at[:, order].set(w)
+    w = w if order is None else jnp.zeros_like(w).at[:, order].set(w)
+    return w, q.astype(jnp.uint8), Grid(grid.scale, grid.zero.astype(jnp.uint8)), order
 
 
-@partial(jax.jit, static_argnums=(2, 3, 4))
-def _fit(w: jax.Array, share: jax.Array, group: int, scale_dtype: str, lowest_zero: int) -> Grid:
+@programs(static_argnums=(2, 3, 4))
+def fit(w: jax.Array, share: jax.Array, group: int, scale_dtype: str, lowest_zero: int) -> Grid:
+    """The grid of groups that span ``share`` [N, Gn] of their ranges."""
     low, high = group_range(w, group)
     return fit_grid(low * share, high * share, scale_dtype, lowest_zero)
 
 
-_round_nearest = jax.jit(round_nearest)
+nearest_levels = program(round_nearest)
+_ranges = program(group_range, static_argnums=(1,))
 
 
 def _on_host(q: jax.Array, grid: Grid, order: jax.Array | None) -> QuantizedLinear:
     return QuantizedLinear(
-        np.asarray(q.astype(jnp.uint8)),
+        np.asarray(q),
         np.asarray(grid.scale),
-        np.asarray(grid.zero.astype(jnp.uint8)),
+        np.asarray(grid.zero),
         None if order is None else np.asarray(order).astype(np.int32),
     )

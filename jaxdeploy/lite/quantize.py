@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxdeploy import runtime
@@ -22,14 +21,16 @@ from jaxdeploy.lite.block import positions
 from jaxdeploy.lite.block_stream import BlockStream, mean_loss
 from jaxdeploy.lite.calibration import make_samples
 from jaxdeploy.lite.calibration_data import Samples
+from jaxdeploy.lite.layer_programs import LayerShapes, compile_layer, compiles_ahead
 from jaxdeploy.lite.layer_quantizer import LayerQuantizer, QuantizedLayer
 from jaxdeploy.lite.layer_weights import LayerFiles, outer_names, read_finite
+from jaxdeploy.lite.program import cast
 from jaxdeploy.lite.progress import Progress
 from jaxdeploy.lite.recipe import Calibration, Recipe
 from jaxdeploy.lite.report import LayerRecord, QuantizationReport, StageRecord
 from jaxdeploy.lite.report_charts import write_charts
 from jaxdeploy.lite.report_html import write_html
-from jaxdeploy.lite.stages import Stages
+from jaxdeploy.lite.stages import Stage, Stages
 from jaxdeploy.lite.work_folder import WorkFolder
 from jaxdeploy.lite.writer import Target, plan_target, write_model
 from jaxdeploy.weights.checkpoint import Checkpoint, open_checkpoint
@@ -52,6 +53,10 @@ class _Streams:
     held_out_exact: BlockStream | None
 
 
+Observer = Callable[[LayerRecord, Mapping[str, Stage]], None]
+"""Called after each layer with its record and the stages so far."""
+
+
 def quantize_model(
     model: str | Path | None,
     work_dir: str | Path,
@@ -62,7 +67,6 @@ def quantize_model(
     force: bool = False,
     compile_cache: str | None = None,
     progress: Progress | None = None,
-    samples: Samples | None = None,
 ) -> QuantizationReport:
     """Quantize a model's linear layers to int4 and write a Hugging Face checkpoint.
 
@@ -77,27 +81,48 @@ def quantize_model(
         force: replace ``work_dir`` if it holds a model.
         compile_cache: as for the engine.
         progress: called with ("sample" | "layers", done, total).
-        samples: tokens to take instead of making them as ``calibration`` says.
 
     Raises:
         ConfigError: options that can't work, or a folder that can't be written.
         CheckpointError: a model that can't be read, or with NaN in its weights.
     """
     runtime.set_compile_cache(compile_cache)
-    path = demo_model_path() if model is None else Path(model).expanduser()
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(demo_model_path() if model is None else Path(model).expanduser())
     try:
-        target = plan_target(checkpoint, recipe)
-        work = WorkFolder(Path(work_dir), force=force)
-        run = _Run(checkpoint, target, recipe, calibration, work, progress)
-        with _disk_errors(work):
-            try:
-                return run.go(resume, samples)
-            except UserError:
-                work.discard_unless_begun()
-                raise
+        return quantize_checkpoint(
+            checkpoint, work_dir, recipe, calibration, resume=resume, force=force, progress=progress
+        )
     finally:
         checkpoint.close()
+
+
+def quantize_checkpoint(
+    checkpoint: Checkpoint,
+    work_dir: str | Path,
+    recipe: Recipe,
+    calibration: Calibration,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
+    observe: Observer | None = None,
+    samples: Samples | None = None,
+) -> QuantizationReport:
+    """``quantize_model`` of a checkpoint that is open, and stays open.
+
+    Args:
+        observe: see there; what it raises ends the run.
+        samples: tokens to take instead of making them as ``calibration`` says.
+    """
+    target = plan_target(checkpoint, recipe)
+    work = WorkFolder(Path(work_dir), force=force)
+    run = _Run(checkpoint, target, recipe, calibration, work, progress, observe)
+    with _disk_errors(work):
+        try:
+            return run.go(resume, samples)
+        except UserError:
+            work.discard_unless_begun()
+            raise
 
 
 @contextmanager
@@ -120,9 +145,10 @@ class _Run:
         calibration: Calibration,
         work: WorkFolder,
         progress: Progress | None,
+        observe: Observer | None,
     ):
         self.checkpoint, self.target, self.recipe = checkpoint, target, recipe
-        self.calibration, self.work, self.progress = calibration, work, progress
+        self.calibration, self.work, self.progress, self.observe = calibration, work, progress, observe
         self.config: ModelConfig = checkpoint.config
         self.stages = Stages()
         # A CPU multiplies float32 faster than it emulates bfloat16.
@@ -144,8 +170,12 @@ class _Run:
         records = []
         with ThreadPoolExecutor(1, "read") as self._reader, ThreadPoolExecutor(1, "write") as self._writer:
             self._read_ahead(0)
+            if compiles_ahead():
+                self._compile(streams.quantized.chunks)
             for layer in range(self.config.num_layers):
                 records.append(self._layer(layer, streams, samples.calibration.shape[1]))
+                if self.observe:
+                    self.observe(records[-1], self.stages.by_name)
                 if self.progress:
                     self.progress("layers", layer + 1, self.config.num_layers)
             with self.stages.timed("write"):
@@ -201,11 +231,23 @@ class _Run:
             held_out_exact=None if held_out is None else stream(held_out),
         )
 
+    def _compile(self, chunks: list[jax.Array]) -> None:
+        assert self._next is not None
+        if self.work.layer_record(self.config.num_layers - 1) is not None:
+            return
+        described = {
+            name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in self._next.result().items()
+        }
+        shape = chunks[0].shape
+        alike = sum(chunk.shape == shape for chunk in chunks)
+        with self.stages.timed("compile"):
+            compile_layer(self.config, self.recipe, LayerShapes(described, shape, alike, self.dtype, self.target.dtype))
+
     def _layer(self, layer: int, streams: _Streams, length: int) -> LayerRecord:
         begun = time.perf_counter()
         with self.stages.timed("read"):
             assert self._next is not None
-            weights = {name: jnp.asarray(array) for name, array in self._next.result().items()}
+            weights = cast(jax.device_put(self._next.result()), "float32")
             if self.recipe.rotate_values and self.config.value_rotation != "stored":
                 weights = {name: turned(self.config, name, array) for name, array in weights.items()}
             weights = jax.block_until_ready(weights)
@@ -214,7 +256,7 @@ class _Run:
         with self.stages.timed("forward"):
             for stream in (streams.exact, streams.held_out_exact):
                 if stream is not None:
-                    stream.advance(self._compute(weights), places)
+                    stream.advance(cast(weights, self.dtype), places)
                     jax.block_until_ready(stream.chunks)
         record = self.work.layer_record(layer)
         if record is None:
@@ -224,18 +266,14 @@ class _Run:
                 record = self._save(layer, done, time.perf_counter() - begun)
         else:
             source = self.work.layer_source(layer)
-            changed = {name: jnp.asarray(array) for name, array in self.int4_files.read(source, layer).items()}
+            changed = cast(jax.device_put(self.int4_files.read(source, layer)), "float32")
             source.close()
         with self.stages.timed("forward"):
             for stream in (streams.quantized, streams.held_out):
                 if stream is not None:
-                    stream.advance(self._compute(changed), places)
+                    stream.advance(cast(changed, self.dtype), places)
                     jax.block_until_ready(stream.chunks)
         return LayerRecord(**record)
-
-    def _compute(self, weights: dict[str, Any]) -> dict[str, Any]:
-        """Weights in the dtype of the activations."""
-        return {name: array.astype(self.dtype) for name, array in weights.items()}
 
     def _save(self, layer: int, done: QuantizedLayer, seconds: float) -> dict[str, Any]:
         record = asdict(LayerRecord(layer, done.error, seconds, done.alphas, done.shares))

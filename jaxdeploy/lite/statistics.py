@@ -1,7 +1,5 @@
 """What calibration tells about the inputs of a layer's linear modules."""
 
-from functools import partial
-
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -9,6 +7,7 @@ from jax import lax
 
 from jaxdeploy.config.model import ModelConfig
 from jaxdeploy.lite.block import LINEARS, Positions, Weights, block
+from jaxdeploy.lite.program import programs
 from jaxdeploy.pytree import Leaf
 
 
@@ -70,7 +69,13 @@ LayerStatistics = dict[str, InputStatistics]
 """By linear module."""
 
 
-@partial(jax.jit, static_argnums=0, donate_argnums=4)
+@programs(static_argnums=(0,))
+def no_statistics(inputs: tuple[tuple[str, int], ...]) -> LayerStatistics:
+    """Before any token, for linear modules with so many inputs."""
+    return {linear: InputStatistics.empty(size) for linear, size in inputs}
+
+
+@programs(static_argnums=(0,), donate_argnums=(4,))
 def count_chunk(
     config: ModelConfig, weights: Weights, x: jax.Array, places: Positions, statistics: LayerStatistics
 ) -> LayerStatistics:

@@ -16,6 +16,17 @@ from jaxdeploy.weights.safetensors_writer import write_safetensors
 _SETTINGS, _SAMPLES, _RECORD = "settings.json", "samples.npz", "layer.json"
 
 
+def partial_folder(destination: Path) -> Path:
+    """Where a run that is to write ``destination`` works."""
+    whole = destination.expanduser().absolute()
+    return whole.parent / f".{whole.name}.partial"
+
+
+def finished_layers(destination: Path) -> int:
+    """How many layers an unfinished run has left for ``--resume``."""
+    return len(list(partial_folder(destination).glob("layer-*")))
+
+
 class WorkFolder:
     """``.NAME.partial`` beside the folder NAME. NAME itself appears only when it is complete.
 
@@ -29,7 +40,7 @@ class WorkFolder:
 
     def __init__(self, destination: Path, *, force: bool = False):
         self.destination = destination.expanduser().absolute()
-        self.path = self.destination.parent / f".{self.destination.name}.partial"
+        self.path = partial_folder(destination)
         self._check_destination(force)
 
     def open(self, settings: dict[str, Any], *, resume: bool) -> bool:
@@ -69,7 +80,7 @@ class WorkFolder:
 
     def discard_unless_begun(self) -> None:
         """Remove the folder if no layer is finished: there is nothing to go on with."""
-        if not any(self.path.glob("layer-*")):
+        if not finished_layers(self.destination):
             shutil.rmtree(self.path, ignore_errors=True)
 
     def save_samples(self, samples: Samples) -> None:

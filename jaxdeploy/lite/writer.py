@@ -111,7 +111,7 @@ def _all_tensors(work: WorkFolder, checkpoint: Checkpoint, target: Target) -> It
     outer = outer_names(checkpoint.config)
     first = [name for name, plan in outer if plan.path[0] == "embedding"]
     for name in first:
-        yield name, read_finite(source, name).astype(target.numpy_dtype)
+        yield name, read_finite(source, name).astype(target.numpy_dtype, copy=False)
     for layer in range(checkpoint.config.num_layers):
         kept = work.layer_source(layer)
         for name in kept.names():
@@ -119,7 +119,7 @@ def _all_tensors(work: WorkFolder, checkpoint: Checkpoint, target: Target) -> It
         kept.close()
     for name, _ in outer:
         if name not in first:
-            yield name, read_finite(source, name).astype(target.numpy_dtype)
+            yield name, read_finite(source, name).astype(target.numpy_dtype, copy=False)
 
 
 def _section(recipe: Recipe, head: str) -> dict[str, Any]:

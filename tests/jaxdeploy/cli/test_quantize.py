@@ -44,6 +44,7 @@ def test_the_tutorials_line_runs_as_it_stands(lite):
     assert (status, out) == (0, "the report\n")
     assert (model, work_dir) == ("MODEL", "DIR")
     assert (recipe.scaling, recipe.rounding, recipe.format, recipe.group_size) == ("fixed", "nearest", "awq", 128)
+    assert recipe.clip, "ranges are searched all the same"
     assert calibration == Calibration(dataset="ptb", samples=128, seqlen=2048, batch_size=1)
     assert not options["resume"]
     assert not options["force"]
@@ -93,6 +94,19 @@ def test_bad_options_are_one_line(lite):
         assert (status, calls) == (2, [])
         assert err.startswith("error: ")
         assert reason in err
+
+
+def test_ctrl_c_says_how_to_go_on(lite, monkeypatch, tmp_path):
+    (tmp_path / ".model.partial" / "layer-00000").mkdir(parents=True)
+    monkeypatch.setattr("jaxdeploy.cli.progress_bars.ProgressBars.__enter__", interrupt)
+    status, out, err, _ = lite("auto_awq", "M", "--work-dir", str(tmp_path / "model"))
+    assert (status, out) == (130, "")
+    assert f"layers kept in {tmp_path / '.model.partial'}: 1; the same command with --resume goes on" in err
+    assert "kept" not in lite("auto_awq", "M", "--work-dir", str(tmp_path / "other"))[2]
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
 
 
 def test_a_switch_is_true_or_false():

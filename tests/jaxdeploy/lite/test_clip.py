@@ -13,7 +13,7 @@ def test_equals_trying_every_ratio_on_the_inputs():
     random = np.random.RandomState(0)
     w = random.standard_t(3, (6, 48)).astype(np.float32)
     x = random.standard_normal((200, 48)).astype(np.float32)
-    found = np.asarray(search_ranges(jnp.asarray(w), jnp.asarray(x.T @ x), group_size=GROUP, scale_dtype="float16"))
+    found = np.asarray(search_ranges(jnp.asarray(w), jnp.asarray(x.T @ x), GROUP, "float16"))
     low, high = group_range(jnp.asarray(w), GROUP)
 
     def errors(ratio: float) -> np.ndarray:
@@ -31,7 +31,7 @@ def test_equals_trying_every_ratio_on_the_inputs():
 
 def test_channels_that_are_never_used_keep_the_whole_range():
     w = jnp.asarray(np.random.RandomState(1).standard_normal((3, 32)), jnp.float32)
-    np.testing.assert_array_equal(search_ranges(w, jnp.zeros((32, 32)), group_size=GROUP, scale_dtype="bfloat16"), 1.0)
+    np.testing.assert_array_equal(search_ranges(w, jnp.zeros((32, 32)), GROUP, "bfloat16"), 1.0)
 
 
 def test_group_products_are_the_diagonal_blocks():
