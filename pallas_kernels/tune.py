@@ -2,6 +2,7 @@
 
     python -m pallas_kernels.tune int4_matmul --seconds 300
     python -m pallas_kernels.tune int4_matmul --models llama-3-8b --tokens 1,16 --shards 1 --again
+    python -m pallas_kernels.tune paged_attention
 
 What is tried and where the table lies: ``tuning.py`` of the kernel's folder, which has ``add_arguments(parser)`` and
 ``sweep_and_write(options)``, the exit status.
@@ -11,7 +12,7 @@ import argparse
 import importlib
 import sys
 
-KERNELS = {"int4_matmul": "pallas_kernels.int4_matmul.tuning"}
+KERNELS = {name: f"pallas_kernels.{name}.tuning" for name in ("int4_matmul", "paged_attention")}
 
 
 def main() -> int:
