@@ -203,7 +203,9 @@ def run(tuning: Tuning, todo: list[Any], table: dict[str, Any], path: Path, *, i
                 return 1
             if best is None:
                 continue
-            progress.console.print(f"{best.shape}: {best.config} {best.us:.2f} us, of {best.ran}", highlight=False)
+            progress.console.print(
+                f"{best.shape}: {best.config} {best.us:.2f} us, of {best.ran}", highlight=False, soft_wrap=True
+            )
             entry = tuning.entry(best.shape, best.config, best.us)
             table = {**table, **about, "entries": merged(tuning, table, [entry])}
             write(path, table)
