@@ -44,32 +44,38 @@ class Run:
         return [sys.executable, *(word.format(**values) for word in shlex.split(self.command))]
 
 
+TESTS = "-m pytest -m gpu --noconftest -p no:cacheprovider -q"
 ENGINE = "scripts/bench_engine.py --json {json} --measure first-token,prefill,decode --concurrency 1,16,64,256"
 LOAD = (
     "scripts/bench_engine.py --json {json} --measure load --shape llama-3-8b --weights w4a16 --device-memory 24 "
     "--concurrency 256 --requests 400"
 )
 KERNELS = "scripts/bench_kernels.py {kernel} --json {{json}}"
+QUANTIZE = "scripts/bench_quantize.py --json {json} --method awq_gptq"
 RUNS = (
-    Run(
-        "gpu-tests",
-        "-m pytest -m gpu --noconftest -p no:cacheprovider -q tests/pallas_kernels tests/jaxdeploy/model",
-        240,
-    ),
+    Run("test-int4-cuts", f"{TESTS} -k cut tests/pallas_kernels/int4_matmul/test_int4_gpu.py", 60),
+    Run("test-int4", f"{TESTS} tests/pallas_kernels/int4_matmul", 90),
+    Run("test-attention", f"{TESTS} tests/pallas_kernels/paged_attention", 100),
+    Run("test-others", f"{TESTS} tests/pallas_kernels --ignore-glob *int4_matmul* --ignore-glob *paged_attention*", 45),
+    Run("test-decoder", f"{TESTS} tests/jaxdeploy/model", 60),
     Run("engine-8b", f"{ENGINE} --shape llama-3-8b --weights w4a16", 100),
     Run("engine-8b-bf16", f"{ENGINE} --shape llama-3-8b --weights bf16", 100),
     Run("engine-1.8b", f"{ENGINE} --shape internlm2.5-1.8b --weights w4a16", 80),
     Run("engine-8b-kv4", f"{ENGINE} --shape llama-3-8b --weights w4a16 --quant-policy 4", 90),
     Run("engine-8b-kv8", f"{ENGINE} --shape llama-3-8b --weights w4a16 --quant-policy 8", 90),
-    Run("int4_matmul", f"{KERNELS.format(kernel='int4_matmul')} --peers --gated", 90),
-    Run("paged_attention", f"{KERNELS.format(kernel='paged_attention')} --peers", 90),
-    Run("quantize-1.8b", "scripts/bench_quantize.py --json {json} --shape internlm2.5-1.8b --method awq_gptq", 150),
-    Run("kv_write", KERNELS.format(kernel="kv_write"), 45),
-    Run("rms_norm", KERNELS.format(kernel="rms_norm"), 30),
-    Run("head_basis", KERNELS.format(kernel="head_basis"), 30),
+    Run("int4_matmul", f"{KERNELS.format(kernel='int4_matmul')} --peers --gated --layer --invariant", 120),
+    Run("paged_attention", f"{KERNELS.format(kernel='paged_attention')} --peers", 120),
+    Run("quantize-1.8b", f"{QUANTIZE} --shape internlm2.5-1.8b --seconds 150", 160),
+    Run("tune-int4", "-m pallas_kernels.tune int4_matmul --seconds 240 --out {json}", 250),
+    Run("tune-attention", "-m pallas_kernels.tune paged_attention --out {json}", 240),
     Run("load-kv16", LOAD, 90),
     Run("load-kv4", f"{LOAD} --quant-policy 4", 90),
     Run("load-kv8", f"{LOAD} --quant-policy 8", 90),
+    Run("int4_matmul-prefill", f"{KERNELS.format(kernel='int4_matmul')} --peers --tokens 2048,8192", 60),
+    Run("kv_write", KERNELS.format(kernel="kv_write"), 45),
+    Run("rms_norm", KERNELS.format(kernel="rms_norm"), 30),
+    Run("head_basis", KERNELS.format(kernel="head_basis"), 30),
+    Run("quantize-8b", f"{QUANTIZE} --shape llama-3-8b --seconds 330", 340),
     Run("engine-8b-head8", f"{ENGINE} --shape llama-3-8b --weights w4a16 --lm-head-bits 8", 90),
     Run(
         "start-8b",
@@ -77,7 +83,6 @@ RUNS = (
         "--concurrency 1,16,64,256",
         90,
     ),
-    Run("quantize-8b", "scripts/bench_quantize.py --json {json} --shape llama-3-8b --method awq_gptq:4", 150),
 )
 
 
