@@ -144,6 +144,7 @@ class StepLayout:
             rope_lengths=part["rope_lengths"],
             block_table=part["block_table"],
             decode=self.bucket.decode,
+            max_queries=self.bucket.checks or None,
         )
         return StepInputs(
             model=model,

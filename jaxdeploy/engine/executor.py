@@ -165,8 +165,7 @@ class Executor:
 
     def launch(self, plan: StepPlan) -> "LaunchedStep":
         """Start one step, and the copy of its tokens to the host; waits for neither."""
-        fed = sum(row.count for row in plan.rows)
-        bucket = self.programs.buckets.fit(tokens=fed, rows=len(plan.rows), decode=plan.decode)
+        bucket = self.programs.buckets.fit([row.count for row in plan.rows], decode=plan.decode)
         with timed(self.host_seconds, "pack"):
             packed = self.programs.layouts[bucket].pack(plan)
         with timed(self.host_seconds, "upload"):

@@ -11,20 +11,30 @@ def test_every_step_finds_the_smallest_bucket_that_holds_it():
     assert [bucket.tokens for bucket in buckets.prefill] == [16, 64, 256, 512, 1024, 2048, 3000]
     assert [bucket.rows for bucket in buckets.prefill] == [16, 48, 48, 48, 48, 48, 48]
     for rows in range(1, 49):
-        assert buckets.fit(tokens=rows, rows=rows, decode=True).rows == next(
-            b.rows for b in buckets.decode if b.rows >= rows
-        )
-    assert buckets.fit(tokens=257, rows=3, decode=False).tokens == 512
-    assert buckets.fit(tokens=17, rows=17, decode=False).tokens == 64
+        assert buckets.fit([1] * rows, decode=True).rows == next(b.rows for b in buckets.decode if b.rows >= rows)
+    assert buckets.fit([250, 6, 1], decode=False).tokens == 512
+    assert buckets.fit([1] * 17, decode=False).tokens == 64
     with pytest.raises(ValueError, match="tokens=3001"):
-        buckets.fit(tokens=3001, rows=1, decode=False)
+        buckets.fit([3001], decode=False)
 
 
 @pytest.mark.parametrize(("batch", "tokens"), [(1, 1), (1, 7), (3, 16), (8, 512), (256, 4096), (128, 100)])
 def test_samplers_hold_the_rows_of_their_buckets(batch, tokens):
     buckets = Buckets.of(batch_size=batch, prefill_tokens=tokens)
-    assert buckets.largest[0].rows == batch
-    assert buckets.largest[1].tokens == tokens
+    decode, prefill = buckets.largest
+    assert (decode.rows, prefill.tokens) == (batch, tokens)
     assert all(bucket.rows <= bucket.sampler_rows <= batch for bucket in buckets.all)
     assert all(bucket.rows <= bucket.tokens for bucket in buckets.all)
     assert buckets.sampler_rows[-1] == batch
+
+
+def test_drafts_are_checked_in_buckets_of_their_own_unless_prompts_ride_along():
+    buckets = Buckets.of(batch_size=48, prefill_tokens=1024, places=4)
+    assert [(b.rows, b.tokens, b.checks) for b in buckets.checking] == [(1, 4, 4), (4, 16, 4), (16, 64, 4)]
+    assert buckets.largest[2] == buckets.checking[-1]
+    assert buckets.fit([4, 1, 3], decode=False) == buckets.checking[1]
+    assert buckets.fit([1, 1], decode=True) == buckets.decode[1]
+    assert buckets.fit([4, 5], decode=False).checks == 0, "5 tokens are a part of a prompt"
+    assert buckets.fit([4] * 17, decode=False).checks == 0
+    assert Buckets.of(batch_size=2, prefill_tokens=64, places=4).checking[-1].rows == 2
+    assert Buckets.of(batch_size=48, prefill_tokens=1024).checking == ()

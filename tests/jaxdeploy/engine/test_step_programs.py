@@ -51,6 +51,6 @@ def test_dense_weights_are_a_matter_of_cublas():
 def test_small_decode_steps_can_be_padded():
     buckets = Buckets.of(batch_size=48, prefill_tokens=128, least_rows=LEAST_DENSE_ROWS)
     assert [bucket.rows for bucket in buckets.decode] == [8, 16, 32, 48]
-    assert buckets.fit(tokens=1, rows=1, decode=True).rows == 8
+    assert buckets.fit([1], decode=True).rows == 8
     alone = Buckets.of(batch_size=1, prefill_tokens=16, least_rows=LEAST_DENSE_ROWS)
     assert [(bucket.rows, bucket.sampler_rows) for bucket in alone.decode] == [(8, 8)]
