@@ -13,9 +13,9 @@ SAMPLER_GROWTH = 8
 
 CHECKING_GROWTH = 4
 MOST_CHECKING_ROWS = 16
-"""Of a step that checks drafts and reads each context for all of a row's tokens at once. It keeps a partial result of each token for
-each part of its context: 67 MB for 4 rows of 4 tokens, 32 heads of 128 (``pallas_kernels/paged_attention/LOG.md``). Where there are
-more rows, they fill a GPU without their contexts being cut."""
+"""Of a step that checks drafts and reads a context once for all of a row's tokens. It keeps a partial result of each token for each
+part of its context: 67 MB for 4 rows of 4 tokens, 32 heads of 128 (``pallas_kernels/paged_attention/LOG.md``). Where there are more
+rows, they fill a GPU without their contexts being cut."""
 
 
 @dataclass(frozen=True, slots=True)
