@@ -21,6 +21,7 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 from step_kernels import H100, NO_KERNEL
 
+from jaxdeploy.lite import gptq
 from jaxdeploy.lite.layer_programs import LayerShapes, layer_calls
 from jaxdeploy.lite.recipe import Recipe
 from jaxdeploy.weights.leaf import leaf_plans
@@ -51,7 +52,8 @@ def operations(jaxpr: Any, times: int = 1) -> Counter[str]:
     """Floating-point operations of matrix products and factorizations, by the arithmetic that a GPU does them in."""
     found: Counter[str] = Counter()
     for equation in jaxpr.eqns:
-        name, first = equation.primitive.name, equation.invars[0].aval if equation.invars else jaxpr
+        name = equation.primitive.name
+        first: Any = equation.invars[0].aval if equation.invars else None
         inner = times * equation.params["length"] if name == "scan" else times
         if name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
@@ -148,6 +150,7 @@ def main() -> int:
         print(f"error: {error}\nThis needs XLA's CUDA plugin and ptxas; see --help.", file=sys.stderr)
         return 1
     sharding = SingleDeviceSharding(topology.devices[0])
+    gptq.COLUMNS_PER_TURN["cpu"] = gptq.COLUMNS_PER_TURN["gpu"]  # programs are traced on the CPU for the GPU
     stages: defaultdict[str, float] = defaultdict(float)
     for call in layer_calls(config, recipe, shapes):
         name = call.program.__name__

@@ -11,7 +11,8 @@ from jaxdeploy.lite.rounding import LARGEST, Grid, min_max_grid
 
 _WIDEST_BLOCK = 128  # columns whose error is passed on together
 _TRIES = 6
-_UNROLLED = 8  # columns per turn of the loop on a GPU, which a turn costs two launches
+COLUMNS_PER_TURN = {"cpu": 1, "gpu": 8}
+"""Of the loop over columns, by platform: a turn costs a GPU two launches besides the column's own, a CPU nothing."""
 
 
 def inverse_factor(hessian: Float[Array, "K K"], damping: float) -> Float[Array, "K K"]:
@@ -124,7 +125,7 @@ def sweep(
     """
     outputs, inputs = w.shape
     precision = lax.Precision.HIGHEST
-    places, on_cpu = jnp.arange(size), jax.default_backend() == "cpu"
+    places, columns_per_turn = jnp.arange(size), COLUMNS_PER_TURN.get(jax.default_backend(), 1)
 
     def round_block(number: jax.Array, carry: tuple[jax.Array, Grid]) -> tuple[jax.Array, Grid]:
         # Columns that are done hold q; rows of the factor are 0 there.
@@ -149,7 +150,7 @@ def sweep(
             # Column i keeps its error, those to its right make up for it.
             return jnp.where(places == i, error, part - error * own[i])
 
-        errors = lax.fori_loop(0, size, round_column, part, unroll=1 if on_cpu else min(_UNROLLED, size))
+        errors = lax.fori_loop(0, size, round_column, part, unroll=min(columns_per_turn, size))
         # What is left of the block's weights after its errors: points of the grid, but for float32's last digits.
         q = _level(part - jnp.matmul(errors, own, precision=precision), scale, zero)
         rows = lax.dynamic_slice(factor, (start, 0), (size, inputs))
