@@ -12,7 +12,7 @@ from jaxdeploy.cli.main import main
 
 OPTIONS = (
     "--max-batch-size",
-    "2",
+    "1",
     "--session-len",
     "64",
     "--cache-block-seq-len",
