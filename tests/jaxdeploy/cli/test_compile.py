@@ -5,11 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from support.tiny_text_model import write_text_model
+
+from jaxdeploy.cli.main import main
 
 OPTIONS = (
     "--max-batch-size",
-    "2",
+    "1",
     "--session-len",
     "64",
     "--cache-block-seq-len",
@@ -41,7 +44,8 @@ def test_the_next_start_finds_everything(tmp_path):
     )
 
 
-def test_a_cache_that_is_turned_off_is_refused(tmp_path):
-    done = compile_model(tmp_path, "")
-    assert done.returncode == 2
-    assert "--compile-cache is empty" in done.stderr
+def test_a_cache_that_is_turned_off_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["compile", str(tmp_path), "--compile-cache", ""])
+    assert exit_.value.code == 2
+    assert "--compile-cache is empty" in capsys.readouterr().err

@@ -148,7 +148,7 @@ def test_dynamic_rope_shares_only_between_equal_bases():
     rope = RopeConfig("dynamic", factor=2.0, original_max_position=64)
     config = replace(CONFIG, rope=rope, max_position_embeddings=64)
     options = EngineConfig(
-        max_batch_size=2, cache_block_seq_len=PAGE, cache_max_entry_count=64, max_prefill_token_num=32, session_len=128
+        max_batch_size=1, cache_block_seq_len=PAGE, cache_max_entry_count=64, max_prefill_token_num=16, session_len=128
     )
     params = jax.device_put(tiny_parameters(config), jax.devices()[0])
     limits = Limits.resolve(options, config, platform="cpu")

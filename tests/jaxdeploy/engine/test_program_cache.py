@@ -1,7 +1,12 @@
 """Programs on disk: a second start compiles nothing, and nothing that changes a program is overlooked."""
 
 import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,15 +23,54 @@ from jaxdeploy.engine.request import Request
 from jaxdeploy.engine.step import Program
 
 
-@pytest.fixture
-def cache_folder(tmp_path):
-    """JAX's cache folder for the length of a test."""
+@contextmanager
+def jax_cache(folder: Path) -> Iterator[Path]:
+    """Make a folder JAX's cache for a while."""
     before = jax.config.jax_compilation_cache_dir
-    runtime.set_compile_cache(str(tmp_path))
+    runtime.set_compile_cache(str(folder))
     reset_cache()  # JAX looks at the setting once
-    yield tmp_path
+    yield folder
     jax.config.update("jax_compilation_cache_dir", before)
     reset_cache()
+
+
+@pytest.fixture
+def cache_folder(tmp_path):
+    """JAX's cache folder for the length of a test: an empty one."""
+    with jax_cache(tmp_path):
+        yield tmp_path
+
+
+def small_engine() -> Engine:
+    """One bucket for prompts, one for answers, and a sampler of each kind."""
+    return tiny_engine(max_batch_size=1, max_prefill_token_num=16)
+
+
+class FirstStart(NamedTuple):
+    """What an engine said that found nothing compiled, how many programs it needed, and where they are kept."""
+
+    answers: tuple[list[int], list[int]]
+    wanted: int
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def kept_start(tmp_path_factory) -> FirstStart:
+    with jax_cache(tmp_path_factory.mktemp("first_start")) as folder:
+        engine = small_engine()
+        answers = answer(engine, "a"), answer(engine, "b", temperature=1.0, random_seed=3)
+        return FirstStart(answers, len(engine.executor.programs._wanted()), folder)
+
+
+@pytest.fixture
+def first_start(kept_start, tmp_path) -> Iterator[FirstStart]:
+    """With a copy of what it left, which is JAX's cache folder for the length of a test."""
+    with jax_cache(shutil.copytree(kept_start.folder, tmp_path / "copy")) as folder:
+        yield kept_start._replace(folder=folder)
+
+
+def programs_in(folder: Path) -> list[Path]:
+    return list((folder / "programs").glob("*.program"))
 
 
 def answer(engine: Engine, name: str, **options) -> list[int]:
@@ -39,18 +83,14 @@ def double(name: str = "double", size: int = 3) -> Program:
     return Program(name, lambda x, y: (x * 2, {"sum": x + y}), (x, x), donated=(0,), results=(0, {"sum": 0}))
 
 
-def test_a_second_start_loads_every_program_and_says_the_same(cache_folder):
-    first = tiny_engine()
-    expected = answer(first, "a"), answer(first, "b", temperature=1.0, random_seed=3)
-    files = list((cache_folder / "programs").glob("*.program"))
-    wanted = len(first.executor.programs._wanted())
-    assert len(files) == wanted
+def test_a_second_start_loads_every_program_and_says_the_same(first_start):
+    assert len(programs_in(first_start.folder)) == first_start.wanted
 
-    second = tiny_engine()
+    second = small_engine()
     assert second.executor.start_seconds["trace steps"] < second.executor.start_seconds["load steps"]
-    assert (answer(second, "a"), answer(second, "b", temperature=1.0, random_seed=3)) == expected
+    assert (answer(second, "a"), answer(second, "b", temperature=1.0, random_seed=3)) == first_start.answers
     assert second.executor.compile_misses == 0
-    assert len(list((cache_folder / "programs").glob("*.program"))) == wanted, "nothing was compiled again"
+    assert len(programs_in(first_start.folder)) == first_start.wanted, "nothing was compiled again"
 
 
 def test_a_program_of_jaxs_own_cache_is_not_kept_on_a_cpu(cache_folder):
@@ -64,13 +104,13 @@ def test_a_program_of_jaxs_own_cache_is_not_kept_on_a_cpu(cache_folder):
     assert list(cache.folder.iterdir()) == [], "it came from JAX's cache"
 
 
-def test_a_start_with_jaxs_cache_only_leaves_programs_that_run(cache_folder):
+def test_a_start_with_jaxs_cache_only_leaves_programs_that_run(first_start):
     """As after an update that changed the packages' text but no program."""
-    expected = answer(tiny_engine(), "a")
-    for file in (cache_folder / "programs").iterdir():
+    for file in (first_start.folder / "programs").iterdir():
         file.unlink()
     jax.clear_caches()
-    assert [answer(tiny_engine(), "a") for _ in range(2)] == [expected] * 2
+    assert [answer(small_engine(), "a") for _ in range(2)] == [first_start.answers[0]] * 2
+    assert programs_in(first_start.folder) == [], "all came from JAX's cache"
 
 
 def test_a_loaded_program_gives_back_the_same_trees(tmp_path):

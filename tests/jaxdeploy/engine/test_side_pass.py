@@ -24,16 +24,29 @@ def params() -> dict:
     return tiny_parameters()
 
 
-@pytest.fixture(autouse=True)
-def small_chunks(monkeypatch):
-    monkeypatch.setattr(side_pass, "CHUNK_TOKENS", 16)
+@pytest.fixture(scope="module", autouse=True)
+def small_chunks():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(side_pass, "CHUNK_TOKENS", 16)
+        yield
+
+
+@pytest.fixture(scope="module")
+def scorer(params) -> Scorer:
+    return Scorer(Decoder(CONFIG), params, LIMITS, quant_policy=0)
+
+
+@pytest.fixture(scope="module")
+def logits(params) -> np.ndarray:
+    """After each token of IDS, by full recompute; those of its beginnings are the first rows."""
+    run = jax.jit(lambda params, ids: plain_logits(CONFIG, params, ids, 128))
+    return np.asarray(run(params, jnp.asarray(IDS, jnp.int32)))
 
 
 @pytest.mark.parametrize("length", [2, 16, 17, 50])
-def test_scores_equal_full_recompute(params, length):
-    scorer = Scorer(Decoder(CONFIG), params, LIMITS, quant_policy=0)
+def test_scores_equal_full_recompute(scorer, logits, length):
     ids = IDS[:length]
-    logprobs = jax.nn.log_softmax(plain_logits(CONFIG, params, jnp.asarray(ids, jnp.int32), 128), axis=-1)
+    logprobs = np.asarray(jax.nn.log_softmax(logits[:length], axis=-1))
     expected = [float(logprobs[i, token]) for i, token in enumerate(ids[1:])]
     np.testing.assert_allclose(scorer.token_logprobs(ids), expected, atol=1e-4)
     detailed = scorer.prompt_logprobs(ids, 3)
@@ -49,7 +62,7 @@ def test_text_longer_than_the_cache_is_refused(params):
         scorer.token_logprobs(IDS[:21])
 
 
-def test_embeddings_are_pooled_unit_vectors(params):
+def test_embeddings_are_pooled_unit_vectors(params, logits):
     embedder = Embedder(Decoder(CONFIG), params, LIMITS, quant_policy=0)
     mean, last = embedder.embed(IDS), embedder.embed(IDS, "last")
     assert mean.shape == (CONFIG.hidden_size,)
@@ -57,6 +70,5 @@ def test_embeddings_are_pooled_unit_vectors(params):
     assert not np.allclose(mean, last)
     np.testing.assert_allclose(embedder.embed(IDS[:1]), embedder.embed(IDS[:1], "last"), atol=1e-6)
     head = params["lm_head"]
-    expected = plain_logits(CONFIG, params, jnp.asarray(IDS, jnp.int32), 128)[-1]
-    ratio = np.asarray(last @ head.T) / np.asarray(expected)
+    ratio = np.asarray(last @ head.T) / logits[-1]
     np.testing.assert_allclose(ratio, ratio[0], rtol=1e-2)  # the same direction, only scaled

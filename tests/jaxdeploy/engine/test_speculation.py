@@ -13,16 +13,18 @@ from jaxdeploy.engine.scheduler import PlannedRow
 from jaxdeploy.errors import ConfigError
 
 DRAFT = 4
+PAGES = 18
+"""Room for one long answer, and not for all of ``trace``."""
 
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
-    return tiny_engine(num_speculative_tokens=DRAFT)
+    return tiny_engine(cache_max_entry_count=PAGES, num_speculative_tokens=DRAFT)
 
 
 @pytest.fixture(scope="module")
 def plain_engine() -> Engine:
-    return tiny_engine()
+    return tiny_engine(cache_max_entry_count=PAGES)
 
 
 def test_the_longest_known_end_is_followed():
@@ -100,7 +102,7 @@ def trace(engine: Engine) -> dict[tuple[str, int], tuple]:
 
 
 def test_greedy_and_sampled_answers_stay_the_same():
-    plain, drafting = (tiny_engine(cache_max_entry_count=20, num_speculative_tokens=most) for most in (0, DRAFT))
+    plain, drafting = (tiny_engine(cache_max_entry_count=PAGES, num_speculative_tokens=most) for most in (0, DRAFT))
     expected, found = trace(plain), trace(drafting)
     assert found == expected
     assert {reason for *_, reason in found.values()} == {"stop", "length"}

@@ -18,6 +18,8 @@ from jaxdeploy.weights.checkpoint import open_checkpoint
 
 LENGTH = 12
 
+_block = jax.jit(block, static_argnums=0)
+
 
 class Layer:
     """Layer 0 of a tiny checkpoint with random activations, a few channels of which are large."""
@@ -38,7 +40,7 @@ class Layer:
         self.statistics = self.stream.statistics(self.weights, self.places)
 
     def output(self, weights) -> jax.Array:
-        return jnp.concatenate([block(self.config, weights, x, self.places)[0] for x in self.stream.chunks])
+        return jnp.concatenate([_block(self.config, weights, x, self.places)[0] for x in self.stream.chunks])
 
 
 @pytest.fixture(params=["llama_bias", "internlm2_bias", "qwen3"])
