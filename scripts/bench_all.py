@@ -44,7 +44,7 @@ class Run:
         return [sys.executable, *(word.format(**values) for word in shlex.split(self.command))]
 
 
-TESTS = "-m pytest -m gpu --noconftest -p no:cacheprovider -q"
+TESTS = "-m pytest -o addopts=--import-mode=importlib -m gpu --noconftest -p no:cacheprovider -q"
 ENGINE = "scripts/bench_engine.py --json {json} --measure first-token,prefill,decode --concurrency 1,16,64,256"
 LOAD = (
     "scripts/bench_engine.py --json {json} --measure load --shape llama-3-8b --weights w4a16 --device-memory 24 "
@@ -57,7 +57,7 @@ RUNS = (
     Run("test-int4", f"{TESTS} tests/pallas_kernels/int4_matmul", 90),
     Run("test-attention", f"{TESTS} tests/pallas_kernels/paged_attention", 100),
     Run("test-others", f"{TESTS} tests/pallas_kernels --ignore-glob *int4_matmul* --ignore-glob *paged_attention*", 45),
-    Run("test-decoder", f"{TESTS} tests/jaxdeploy/model", 60),
+    Run("test-decoder", f"{TESTS} tests/jaxdeploy/model/test_decoder_gpu.py", 60),
     Run("engine-8b", f"{ENGINE} --shape llama-3-8b --weights w4a16", 100),
     Run("engine-8b-bf16", f"{ENGINE} --shape llama-3-8b --weights bf16", 100),
     Run("engine-1.8b", f"{ENGINE} --shape internlm2.5-1.8b --weights w4a16", 80),
