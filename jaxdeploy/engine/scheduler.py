@@ -151,7 +151,7 @@ class Scheduler:
         for sequence in short:
             # No slot: preempted by an earlier sequence of this very loop.
             while sequence.slot is not None and not self._extend(sequence):
-                if not self._take_back():
+                if not self._take_back(1):
                     self._preempt(self.running[-1])
         if short:
             self._provide([s for s in going if s.slot is not None])
@@ -171,16 +171,16 @@ class Scheduler:
             if held - sequence.computed <= size // 2 and held < sequence.max_tokens:
                 self._extend(sequence)
 
-    def _take_back(self) -> bool:
-        """Free the pages that answers hold and don't need yet; False if there are none."""
-        freed = False
-        for sequence in self.running:
-            needed = max(sequence.computed, sequence.prefill_target) // self.limits.page_size + 1
-            if len(sequence.pages) > needed:
-                self.allocator.release(sequence.pages[needed:])
-                del sequence.pages[needed:]
-                freed = True
-        return freed
+    def _take_back(self, missing: int) -> bool:
+        """Free the pages that answers hold and don't need yet, if there are so many; False if not."""
+        size = self.limits.page_size
+        needed = [max(s.computed, s.prefill_target) // size + 1 for s in self.running]
+        if sum(max(len(s.pages) - count, 0) for s, count in zip(self.running, needed, strict=True)) < missing:
+            return False
+        for sequence, count in zip(self.running, needed, strict=True):
+            self.allocator.release(sequence.pages[count:])
+            del sequence.pages[count:]
+        return True
 
     def _chunks(self, decoding: int) -> tuple[list[PlannedRow], list[Sequence]]:
         """Chunks of prompts beside ``decoding`` tokens of answers, and the sequences admitted for them."""
@@ -259,7 +259,8 @@ class Scheduler:
         needed = -(-length // size) - len(shared)
         # One page to spare while others run, or the next decode step would throw this one out again.
         wanted = needed + sum(map(self.allocator.is_kept, shared)) + bool(self.running)
-        if self.allocator.free_pages < wanted and not (self._take_back() and self.allocator.free_pages >= wanted):
+        missing = wanted - self.allocator.free_pages
+        if missing > 0 and not self._take_back(missing):
             return False
         self.allocator.share(shared)
         sequence.pages = array("i", shared + (self.allocator.allocate(needed) or []))

@@ -125,10 +125,14 @@ def test_rows_near_the_end_of_their_pages_get_new_ones_together(engine, plans, m
 def test_pages_that_are_not_begun_are_given_back_when_others_need_them(monkeypatch):
     monkeypatch.setattr(scheduler, "PLENTY", 0)
     engine = tiny_engine(cache_max_entry_count=15, max_batch_size=3, enable_prefix_caching=False)
-    submit(engine, 7, 4)
+    submit(engine, 7, 3)
     outputs = [output for _ in range(3) for output in engine.step()]
     holds = [len(sequence.pages) for sequence in engine.scheduler.running]
     assert holds == [2, 2], "the second has 8 tokens at most, and a page ahead"
+    engine.submit(Request("too large", prompt(90, 9), GenerationConfig(max_new_tokens=2, ignore_eos=True)))
+    outputs += engine.step()
+    assert [len(sequence.pages) for sequence in engine.scheduler.running] == [2, 2], "that would not do"
+    engine.abort("too large")
     engine.submit(Request("large", prompt(88, 9), GenerationConfig(max_new_tokens=2, ignore_eos=True)))
     outputs += engine.step()
     assert [len(sequence.pages) for sequence in engine.scheduler.running] == [2, 1, 11]
