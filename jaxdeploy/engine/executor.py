@@ -8,7 +8,6 @@ import jax
 import numpy as np
 
 from jaxdeploy import runtime
-from jaxdeploy.cache.kv_pages import KVPages
 from jaxdeploy.cache.sizing import MemoryPlan
 from jaxdeploy.config.engine import EngineConfig
 from jaxdeploy.engine.buckets import Bucket
@@ -17,7 +16,6 @@ from jaxdeploy.engine.limits import Limits
 from jaxdeploy.engine.phases import timed
 from jaxdeploy.engine.scheduler import StepPlan
 from jaxdeploy.engine.small_chunks import keep_small_chunks_apart
-from jaxdeploy.engine.step import Scores
 from jaxdeploy.engine.step_programs import Progress, StepPrograms
 from jaxdeploy.model.decoder import Decoder
 from jaxdeploy.sampling.extent import Extent
@@ -77,21 +75,10 @@ class Executor:
         self.programs = programs or StepPrograms(model, params, options, limits, device)
         self.model, self.params, self.limits = model, params, limits
         with timed(self._start_seconds, "allocate pages"):
-            self.pages = jax.block_until_ready(
-                KVPages.create(
-                    model.config,
-                    self.memory.num_pages,
-                    page_size=limits.page_size,
-                    quant_policy=options.quant_policy,
-                    dtype=limits.dtype,
-                )
-            )
+            self.pages = jax.block_until_ready(self.programs.create_pages())
         # Committed to the device, as what a step returns is: `admit` and `set_mask` would compile once more otherwise.
-        self.state = jax.device_put(SlotState.create(limits.batch_size + 1, model.config.vocab_size), device)
-        self._scores = {
-            rows: jax.device_put(Scores.create(rows, model.config.vocab_size), device)
-            for rows in self.programs.buckets.sampler_rows
-        }
+        self.state = jax.device_put(self.programs.create_state(), device)
+        self._scores = jax.device_put(self.programs.create_scores(), device)
         self.steps = 0
         self.host_seconds: dict[str, float] = dict.fromkeys(HOST_WORK, 0.0)
         self._inputs = DeviceInputs(self.programs.layouts, device)

@@ -54,24 +54,30 @@ class StepPrograms:
         }
         self.models: dict[Bucket, Callable] = {}
         self.samplers: dict[tuple[Extent, int], Callable] = {}
-        self._model, self._weights = model, weights
+        self._model, self._weights, self._options, self._limits = model, weights, options, limits
         self._cache = ProgramCache.beside_jax()
         with timed(self.start_seconds, "plan memory"):
             self.memory = plan_memory(model, weights, options, limits, self.buckets, device, self._cache)
+        held = jax.eval_shape(lambda: (self.create_pages(), self.create_state(), self.create_scores()))
+        self._weights, self._pages, self._state, self._scores = _described((weights, *held), device)
 
-        def state() -> tuple[KVPages, SlotState, dict[int, Scores]]:
-            pages = KVPages.create(
-                config,
-                self.memory.num_pages,
-                page_size=limits.page_size,
-                quant_policy=options.quant_policy,
-                dtype=limits.dtype,
-            )
-            scores = {rows: Scores.create(rows, config.vocab_size) for rows in self.buckets.sampler_rows}
-            return pages, SlotState.create(limits.batch_size + 1, config.vocab_size), scores
+    def create_pages(self) -> KVPages:
+        """The pool that the programs work on."""
+        return KVPages.create(
+            self._model.config,
+            self.memory.num_pages,
+            page_size=self._limits.page_size,
+            quant_policy=self._options.quant_policy,
+            dtype=self._limits.dtype,
+        )
 
-        self._weights, *rest = _described((weights, *jax.eval_shape(state)), device)
-        self._pages, self._state, self._scores = rest
+    def create_state(self) -> SlotState:
+        """The sampler's state: a slot for each answer, and one for padding."""
+        return SlotState.create(self._limits.batch_size + 1, self._model.config.vocab_size)
+
+    def create_scores(self) -> dict[int, Scores]:
+        """What models hand to samplers, by number of rows."""
+        return {rows: Scores.create(rows, self._model.config.vocab_size) for rows in self.buckets.sampler_rows}
 
     def fit(self, weights: dict) -> bool:
         """Are these arrays what the programs are made for?"""

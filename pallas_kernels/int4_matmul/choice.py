@@ -6,9 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax
-
-from pallas_kernels.device import HOPPER
+from pallas_kernels.device import HOPPER, HOPPER_TABLE, device_name
 from pallas_kernels.int4_matmul.mosaic_warp import MAX_SHARED, WarpConfig
 from pallas_kernels.int4_matmul.mosaic_wgmma import MULTIPROCESSORS, WgmmaConfig
 from pallas_kernels.int4_matmul.tiles import BLOCK, STRIP, groups_per_tile, padded
@@ -17,8 +15,6 @@ Config = WarpConfig | WgmmaConfig
 KINDS: dict[str, type[WarpConfig] | type[WgmmaConfig]] = {"warp": WarpConfig, "wgmma": WgmmaConfig}
 SHARED_OF_BLOCK = {(8, 0): 163, (8, 6): 99, (8, 7): 163, (8, 9): 99, (12, 0): 99, (12, 1): 99}
 """KiB of shared memory that a block can have, by compute capability (CUDA C++ programming guide); elsewhere MAX_SHARED."""
-HOPPER_TABLE = "h100"
-"""Where a Hopper GPU has no table of its own, or none of the shape."""
 MANY_TOKENS = 2048
 """An entry of so many stands for all above it; one of fewer may be cut for them alone (parts of the inputs, say)."""
 MOST_WARP_TOKENS = 32
@@ -126,14 +122,6 @@ def invariant_config(shape: Shape) -> WgmmaConfig:
     tokens = next((t for t in (8, 16, 32, 64) if shape.m <= t), 64)
     split = max(1, min(MULTIPROCESSORS // -(-shape.strips // 16), shape.blocks // 4))
     return WgmmaConfig(4, tokens, 3, split)
-
-
-def device_name() -> str:
-    """Of the table: ``h100``, ``h200``, or the GPU's own name; ``h100`` on a machine that has none."""
-    if jax.default_backend() != "gpu":
-        return "h100"
-    kind = jax.devices()[0].device_kind.lower()
-    return next((name for name in ("h100", "h200") if name in kind), kind.replace(" ", "-"))
 
 
 @functools.cache

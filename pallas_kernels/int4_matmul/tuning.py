@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import sweep
+from pallas_kernels.device import device_name
 from pallas_kernels.int4_matmul import choice
 from pallas_kernels.int4_matmul.cases import MODELS, cases_of, random_tiles
 from pallas_kernels.int4_matmul.choice import MULTIPROCESSORS, Config, Shape, fits, tails
@@ -52,7 +53,7 @@ def sweep_and_write(options: argparse.Namespace) -> int:
 
 def table_path() -> Path:
     """Of this process's GPU."""
-    return Path(choice.__file__).with_name("tuned") / f"{choice.device_name()}.json"
+    return Path(choice.__file__).with_name("tuned") / f"{device_name()}.json"
 
 
 def shapes(options: argparse.Namespace) -> list[Shape]:

@@ -11,13 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import jax
-
+from pallas_kernels.device import HOPPER_TABLE, device_name
 from pallas_kernels.paged_attention.decode_layout import DecodeConfig, Layout, Shape, reason_not
 from pallas_kernels.paged_attention.prefill_shape import PrefillShape
 
-HOPPER_TABLE = "h100"
-"""Where a Hopper GPU has no table of its own."""
 USUAL_BATCH = 1024
 """Rows that a decode config must have room for: were it dropped for lack of it, large batches would have other bits than small."""
 _NEAR = 1.5
@@ -85,14 +82,6 @@ def choose_prefill(shape: PrefillShape) -> PrefillShape:
 def prefill_rule(shape: PrefillShape) -> PrefillShape:
     """As many keys as leave room for two stages, and for a thread's share of scores and output in its registers."""
     return replace(shape, key_tile=64 if shape.head_dim > 128 else 128, stages=2)
-
-
-def device_name() -> str:
-    """Of the table: ``h100``, ``h200``, or the GPU's own name; ``h100`` on a machine that has none."""
-    if jax.default_backend() != "gpu":
-        return HOPPER_TABLE
-    kind = jax.devices()[0].device_kind.lower()
-    return next((name for name in ("h100", "h200") if name in kind), kind.replace(" ", "-"))
 
 
 def table_path(device: str) -> Path:

@@ -19,11 +19,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.device import device_name
 from pallas_kernels.paged_attention import choice, mosaic
 from pallas_kernels.paged_attention.cases import AttentionCase
 from pallas_kernels.paged_attention.choice import Entry
 from pallas_kernels.paged_attention.decode_layout import DecodeConfig
 from pallas_kernels.paged_attention.reference import Context, Pages
+from pallas_kernels.sweep import write
 from pallas_kernels.timing import microseconds
 
 DECODE = (1, 1024), (1, 16384), (64, 4096), (256, 1024)
@@ -199,7 +201,7 @@ def sweep_and_write(options: argparse.Namespace) -> int:
     if reason := reason_no_gpu():
         print(reason, file=sys.stderr)
         return 2
-    path = options.out or choice.table_path(choice.device_name())
+    path = options.out or choice.table_path(device_name())
     table = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     queries = {"decode": [int(n) for n in options.queries.split(",") if n], "prefill": [0]}
     for name, *heads in SHAPES:
@@ -213,5 +215,5 @@ def sweep_and_write(options: argparse.Namespace) -> int:
                     print(f"{name}, {bits} bits, {kernel}, {count} queries: {entry.config} {entry.us}", flush=True)
                     entries = merged(table, entry)
                     table = {"device": jax.devices()[0].device_kind, "jax": jax.__version__, "entries": entries}
-                    path.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+                    write(path, table)
     return 0
