@@ -1,5 +1,7 @@
 """What the kernels ask of the GPU."""
 
+from dataclasses import dataclass
+
 import jax
 
 HOPPER = (9, 0)
@@ -7,20 +9,49 @@ HOPPER_TABLE = "h100"
 """The tuned table of a Hopper GPU that has none of its own, or none of a shape."""
 
 
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """A GPU that programs are made for.
+
+    Attributes:
+        capability: compute capability, major and minor.
+        name: of a tuned table: ``h100``, ``h200``, or the GPU's own name.
+        multiprocessors: how many it has.
+    """
+
+    capability: tuple[int, int]
+    name: str
+    multiprocessors: int
+
+
+_assumed = Gpu(HOPPER, HOPPER_TABLE, 132)
+
+
+def assume_gpu(gpu: Gpu) -> None:
+    """Have this process, which has no GPU itself, lower programs for that one from now on; until then it is an H100."""
+    global _assumed
+    _assumed = gpu
+
+
+def current_gpu() -> Gpu:
+    """This process's GPU; where it has none, the one it is to lower for."""
+    device = jax.devices()[0]
+    if device.platform != "gpu":
+        return _assumed
+    major, minor = str(device.compute_capability).split(".")
+    kind = device.device_kind.lower()
+    name = next((name for name in ("h100", "h200") if name in kind), kind.replace(" ", "-"))
+    return Gpu((int(major), int(minor)), name, device.core_count)
+
+
 def gpu_capability() -> tuple[int, int]:
-    """Compute capability of this process's GPU; Hopper's where it has none, so that such a machine lowers what an H100 runs."""
-    if jax.default_backend() != "gpu":
-        return HOPPER
-    major, minor = str(jax.devices()[0].compute_capability).split(".")
-    return (int(major), int(minor))
+    """Compute capability of ``current_gpu``."""
+    return current_gpu().capability
 
 
 def device_name() -> str:
-    """Of a tuned table: ``h100``, ``h200``, or the GPU's own name; ``h100`` on a machine that has none."""
-    if jax.default_backend() != "gpu":
-        return HOPPER_TABLE
-    kind = jax.devices()[0].device_kind.lower()
-    return next((name for name in ("h100", "h200") if name in kind), kind.replace(" ", "-"))
+    """The tuned table's name of ``current_gpu``."""
+    return current_gpu().name
 
 
 def reason_not_hopper() -> str | None:

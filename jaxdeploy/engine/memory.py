@@ -1,6 +1,8 @@
 """Sizes an engine's cache: weights and step buffers first, then a share of what is left."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -23,6 +25,10 @@ CPU_POOL_BYTES = 2**30
 QUICK_OPTIONS: dict[str, dict[str, str | bool | int | float]] = {"gpu": {"xla_gpu_autotune_level": 0}}
 """By platform, where only sizes are wanted: trying out matmul kernels takes most of a compilation and hardly changes a size."""
 
+PLANNED_LAYERS = 2
+"""Layers of the model whose steps are compiled for their sizes. Those of 32 layers differ by kilobytes (8B shape, 8,192 tokens,
+compiled for an H100: 843.13 MB of temporaries in both) and take twice as long to compile."""
+
 
 def plan_memory(
     model: Decoder,
@@ -32,6 +38,7 @@ def plan_memory(
     buckets: Buckets,
     device: Any,
     programs: ProgramCache | None = None,
+    on_compiling: Callable[[], None] = lambda: None,
 ) -> MemoryPlan:
     """Decide the number of pages.
 
@@ -41,6 +48,7 @@ def plan_memory(
 
     Args:
         programs: where what was learnt is kept for the next start.
+        on_compiling: called if nothing was, before anything is compiled.
 
     Raises:
         MemoryBudgetError: no page fits, or not one sequence of the session_len that was asked for.
@@ -57,7 +65,9 @@ def plan_memory(
     by_share = options.cache_max_entry_count < 1
     step_bytes = 0
     if by_share and not on_cpu:
-        step_bytes = step_memory(model, params, options, limits, buckets, programs or ProgramCache(None))
+        step_bytes = step_memory(
+            model, params, options, limits, buckets, programs or ProgramCache(None), on_compiling=on_compiling
+        )
     total = device_bytes(device)
     # Free memory of a CPU is read after the weights were loaded; a GPU's limit counts everything.
     taken = state_bytes + step_bytes + (0 if on_cpu else weight_bytes + MARGIN_BYTES)
@@ -82,8 +92,13 @@ def step_memory(
     limits: Limits,
     buckets: Buckets,
     programs: ProgramCache,
+    on_compiling: Callable[[], None] = lambda: None,
 ) -> int:
-    """Most bytes that a step needs for itself: temporaries, results that alias no input, code; and the scores that are kept."""
+    """Most bytes that a step needs for itself: temporaries, results that alias no input, code; and the scores that are kept.
+
+    Looked up in a model of few layers: the others use the same buffers again.
+    """
+    model, params = _with_few_layers(model, params)
     config = model.config
     pages = jax.eval_shape(
         lambda: KVPages.create(
@@ -102,6 +117,7 @@ def step_memory(
     samplers = [sampler_program(extent, state, scores[max(scores)]) for extent in (Extent.FILTER, Extent.ALL)]
 
     def compute() -> int:
+        on_compiling()
         lowered = [(program.lower(), program.compiler_options) for program in models + samplers]
         quick = QUICK_OPTIONS.get(jax.default_backend(), {})
         with ThreadPoolExecutor() as pool:
@@ -111,6 +127,18 @@ def step_memory(
         return max(own[: len(models)]) + max(own[len(models) :])
 
     return programs.number(models + samplers, compute) + tree_bytes(scores)
+
+
+def _with_few_layers(model: Decoder, params: dict) -> tuple[Decoder, dict]:
+    """The first PLANNED_LAYERS alone, for shapes."""
+    config = model.config
+    layers = min(PLANNED_LAYERS, config.num_layers)
+
+    def first(leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((layers, *leaf.shape[1:]), leaf.dtype)
+
+    few = replace(config, num_layers=layers, sliding_windows=config.sliding_windows[:layers])
+    return model.clone(config=few), params | {"layers": jax.tree.map(first, params["layers"])}
 
 
 def _own_bytes(program: jax.stages.Compiled) -> int:

@@ -25,8 +25,9 @@ COMPILER_OPTIONS: dict[str, dict[str, str | bool | int | float]] = {
 """By platform. The cache takes what memory steps leave, and XLA, seeing little left, would compute small things anew in every layer
 to save bytes (batch 16 of an 8B model: cos and sin 32 times, two kernels more a layer)."""
 DENSE_OPTIONS: dict[str, dict[str, str | bool | int | float]] = {"gpu": {"xla_gpu_enable_triton_gemm": False}}
-"""By platform, for models whose layers have dense weights. cuBLAS takes a layer of a stack as a view and is tried out once for all
-layers; XLA's own matmuls are a kernel for each layer, each tried out in dozens of variants while the engine starts."""
+"""By platform, for programs with dense matrices in every layer: dense weights, or the rotation of an int4 cache in prefill. cuBLAS
+takes a layer of a stack as a view and is tried out once for all layers; XLA's own matmuls are a kernel for each layer, each tried
+out in dozens of variants while the engine starts (8B, int4 cache, H200: 43 s of compiling where a bfloat16 cache took 13)."""
 LEAST_DENSE_ROWS = 8
 """Rows of the smallest decode step on a GPU where weights are dense: cuBLAS pads fewer, with a kernel before each matmul."""
 
@@ -153,23 +154,26 @@ def model_program(
         return run_model(model, layout, params, pages, scores, last_token, packed)
 
     packed = jax.ShapeDtypeStruct((layout.size,), jnp.int32)
+    dense = model.config.quantization is None or not layout.bucket.decode
     return Program(
         f"model {layout} {model.dtype} unroll={model.unroll} {model.config}",
         step,
         (params, pages, scores, last_token, packed),
         donated=(1, 2, 3, 4),
         results=(pages, scores, "last_token", "packed", "tokens"),
-        compiler_options=COMPILER_OPTIONS.get(platform, {})
-        | (DENSE_OPTIONS.get(platform, {}) if model.config.quantization is None else {}),
+        compiler_options=COMPILER_OPTIONS.get(platform, {}) | (DENSE_OPTIONS.get(platform, {}) if dense else {}),
     )
 
 
-def sampler_program(extent: Extent, state: SlotState, scores: Scores) -> Program:
+def sampler_program(extent: Extent, state: SlotState, scores: Scores, *, platform: str | None = None) -> Program:
     """The sampler of one number of rows.
 
     The program of the last extent takes (state, donated; scores) and returns state and ``Sampled``. Those of the others change
     nothing of the state but its tokens and report nothing: they take (last_token, donated; the state without it; scores) and return
     ``last_token`` and the tokens alone.
+
+    Args:
+        platform: see ``model_program``.
     """
 
     def whole(state, scores):
@@ -179,7 +183,7 @@ def sampler_program(extent: Extent, state: SlotState, scores: Scores) -> Program
         state, sampled = run_sampler(extent, replace(state, last_token=last_token), scores)
         return state.last_token, sampled.tokens
 
-    options = COMPILER_OPTIONS.get(jax.default_backend(), {})
+    options = COMPILER_OPTIONS.get(platform or jax.default_backend(), {})
     if extent is Extent.ALL:
         results = state, Sampled._make(Sampled._fields)
         return Program(f"sampler {extent}", whole, (state, scores), (0,), results, options)

@@ -1,5 +1,6 @@
 """Every compiled program of an engine, and the memory plan that they are made for."""
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable
@@ -17,7 +18,9 @@ from jaxdeploy.engine.limits import Limits
 from jaxdeploy.engine.memory import plan_memory
 from jaxdeploy.engine.phases import timed
 from jaxdeploy.engine.program_cache import ProgramCache
-from jaxdeploy.engine.step import LEAST_DENSE_ROWS, Program, Scores, model_program, sampler_program
+from jaxdeploy.engine.program_set import ProgramName, ProgramSet
+from jaxdeploy.engine.step import LEAST_DENSE_ROWS, Scores
+from jaxdeploy.engine.tracers import Tracers
 from jaxdeploy.model.decoder import Decoder
 from jaxdeploy.sampling.extent import Extent
 from jaxdeploy.sampling.slots import SlotState
@@ -35,6 +38,7 @@ class StepPrograms:
 
     Attributes:
         memory: what the device will hold.
+        wanted: every program, for shapes alone.
         models, samplers: the programs, once compiled; the latter by extent and number of rows.
         start_seconds: what getting them took, by phase.
     """
@@ -54,12 +58,18 @@ class StepPrograms:
         }
         self.models: dict[Bucket, Callable] = {}
         self.samplers: dict[tuple[Extent, int], Callable] = {}
-        self._model, self._weights, self._options, self._limits = model, weights, options, limits
+        self._model, self._options, self._limits = model, options, limits
         self._cache = ProgramCache.beside_jax()
-        with timed(self.start_seconds, "plan memory"):
-            self.memory = plan_memory(model, weights, options, limits, self.buckets, device, self._cache)
+        self._tracers = Tracers.for_platform(device.platform)
+        with timed(self.start_seconds, "plan memory"), contextlib.ExitStack() as unless_planned:
+            unless_planned.enter_context(self._tracers)
+            self.memory = plan_memory(
+                model, weights, options, limits, self.buckets, device, self._cache, on_compiling=self._tracers.start
+            )
+            unless_planned.pop_all()
         held = jax.eval_shape(lambda: (self.create_pages(), self.create_state(), self.create_scores()))
-        self._weights, self._pages, self._state, self._scores = _described((weights, *held), device)
+        weights, pages, state, scores = _described((weights, *held), device)
+        self.wanted = ProgramSet(model, self.layouts, weights, pages, state, scores, device.platform)
 
     def create_pages(self) -> KVPages:
         """The pool that the programs work on."""
@@ -82,11 +92,11 @@ class StepPrograms:
     def fit(self, weights: dict) -> bool:
         """Are these arrays what the programs are made for?"""
         here = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(weights)]
-        there = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(self._weights)]
-        return here == there and jax.tree.structure(weights) == jax.tree.structure(self._weights)
+        there = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(self.wanted.weights)]
+        return here == there and jax.tree.structure(weights) == jax.tree.structure(self.wanted.weights)
 
     def compile(self, progress: Progress | None = None, cancelled: threading.Event | None = None) -> None:
-        """Get every program: from the program cache, or traced one after another (Python) and compiled in parallel (XLA).
+        """Get every program: from the program cache, or traced (``Tracers``) and compiled in parallel (XLA).
 
         Args:
             cancelled: once it is set, no more programs are traced.
@@ -94,58 +104,46 @@ class StepPrograms:
         Raises:
             CancelledError: ``cancelled`` was set.
         """
-        wanted = self._wanted()
+        names = self.wanted.names()
         done = 0
 
         def report(finished: int = 0) -> None:
             nonlocal done
             done += finished
             if progress:
-                progress("compile", done, len(wanted))
+                progress("compile", done, len(names))
+
+        def keep(name: ProgramName, program: Callable) -> None:
+            if isinstance(name, Bucket):
+                self.models[name] = program
+            else:
+                self.samplers[name] = program
+            report(1)
 
         def check() -> None:
             if cancelled is not None and cancelled.is_set():
                 raise CancelledError
 
-        check()
-        report()
-        with ThreadPoolExecutor(COMPILE_THREADS) as pool:
+        with self._tracers, ThreadPoolExecutor(COMPILE_THREADS) as pool:
+            check()
+            report()
             missing = []
             with timed(self.start_seconds, "load steps"):
-                loaded = pool.map(self._cache.load, [program for _, _, program in wanted])
-                for (programs, name, program), found in zip(wanted, loaded, strict=True):
+                loaded = pool.map(lambda name: self._cache.load(self.wanted[name]), names)
+                for name, found in zip(names, loaded, strict=True):
                     if found is None:
-                        missing.append((programs, name, program))
-                        continue
-                    programs[name] = found
-                    report(1)
-            jobs: dict[Future, tuple[dict, Any]] = {}
+                        missing.append(name)
+                    else:
+                        keep(name, found)
+            jobs: dict[Future, ProgramName] = {}
             with timed(self.start_seconds, "trace steps"):
-                for programs, name, program in missing:
+                check()
+                for name, lowered in self._tracers.lower(self.wanted, missing):
+                    jobs[pool.submit(self._cache.compile, self.wanted[name], lowered)] = name
                     check()
-                    jobs[pool.submit(self._cache.compile, program, program.lower())] = programs, name
             with timed(self.start_seconds, "compile steps"):
                 for job in as_completed(jobs):
-                    programs, name = jobs[job]
-                    programs[name] = job.result()
-                    report(1)
-
-    def _wanted(self) -> list[tuple[dict, Any, Program]]:
-        """Every program, where it goes, and its name there; those that take longest to compile first."""
-        models = [
-            (self.models, bucket, model_program(
-                self._model, self.layouts[bucket], self._weights, self._pages, self._scores[bucket.sampler_rows],
-                self._state.last_token,
-            ))
-            for bucket in reversed(self.buckets.all)
-        ]  # fmt: skip
-        samplers = [
-            (self.samplers, (extent, rows), sampler_program(extent, self._state, scores))
-            for extent in Extent
-            if extent is not Extent.GREEDY  # the model program knows these tokens
-            for rows, scores in self._scores.items()
-        ]
-        return [*models, *samplers]
+                    keep(jobs[job], job.result())
 
 
 def _described(tree: Any, device: Any) -> Any:

@@ -1,11 +1,9 @@
 """Sizes of a decode call: how its work is cut, and what lies where in shared memory."""
 
-import functools
 from dataclasses import dataclass
 
-import jax
-
 from pallas_kernels import ptx_sync
+from pallas_kernels.device import current_gpu
 from pallas_kernels.paged_attention.decode_warp import DecodeWarp
 from pallas_kernels.paged_attention.fragments import Stored
 
@@ -41,7 +39,7 @@ class DecodeConfig:
     @property
     def grid(self) -> int:
         """Number of blocks."""
-        return self.blocks or multiprocessors()
+        return self.blocks or current_gpu().multiprocessors
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,13 +139,6 @@ class Layout:
 
 def _aligned(size: int) -> int:
     return -(-size // 128) * 128
-
-
-@functools.cache
-def multiprocessors() -> int:
-    """Of the default device if that is a GPU, else those of an H100."""
-    device = jax.devices()[0]
-    return device.core_count if device.platform == "gpu" else 132
 
 
 def reason_not(shape: Shape, config: DecodeConfig) -> str | None:

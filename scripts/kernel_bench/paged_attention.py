@@ -24,6 +24,8 @@ TOLERANCE = 5e-3
 ROTATION_BYTES = 250e6
 """Caches that calls take turns with: five times the L2 cache."""
 CHECKED = (0, 1, 63, 64, 65, 700, 2000)
+MOST_DRAWN = 4096
+"""Pages of random numbers: drawing one byte takes eight of memory, and there are caches of 9 GB."""
 MOST_NEW = 150
 """New tokens of each of them where prefill is checked."""
 
@@ -144,18 +146,23 @@ def prefill_row(options: argparse.Namespace, bits: int, tokens: int, found: floa
 
 
 def random_pools(options: argparse.Namespace, bits: int, layers: int, pages: int) -> list[Pages]:
-    """Pools full of random bits; integers with scales around 0.05."""
-    lead = (layers, pages, options.kv_heads, options.page_size)
-    pools = []
-    for seed in range(2):
-        key = jax.random.key(seed)
+    """Pools full of random bits; integers with scales around 0.05. The same pages again and again where there are many."""
+    few = next(n for n in range(min(pages, MOST_DRAWN), 0, -1) if pages % n == 0)
+    lead = (few, options.kv_heads, options.page_size)
+
+    def fill(seed: int) -> Pages:
+        key, key_of_pairs = jax.random.key(seed), jax.random.key(seed + 2)
         if bits == 16:
-            pools.append(Pages(jax.random.normal(key, (*lead, options.head_dim), jnp.bfloat16), None, 16))
-            continue
+            return Pages(repeated(jax.random.normal(key, (*lead, options.head_dim), jnp.bfloat16)), None, 16)
         values = jax.random.bits(key, (*lead, options.head_dim * bits // 8), jnp.uint8)
-        pairs = jax.random.uniform(jax.random.key(seed + 2), (*lead, 2), jnp.bfloat16, 0.0, 0.1).astype(jnp.float16)
-        pools.append(Pages(values, pairs, bits))
-    return pools
+        pairs = jax.random.uniform(key_of_pairs, (*lead, 2), jnp.bfloat16, 0.0, 0.1).astype(jnp.float16)
+        return Pages(repeated(values), repeated(pairs), bits)
+
+    def repeated(drawn: jax.Array) -> jax.Array:
+        whole = jnp.broadcast_to(drawn, (layers, pages // few, *drawn.shape))
+        return whole.reshape(layers, pages, *drawn.shape[1:])
+
+    return [jax.jit(fill, static_argnums=0)(seed) for seed in range(2)]
 
 
 def error(options: argparse.Namespace, bits: int, *, queries: int) -> float:

@@ -59,7 +59,7 @@ def kept_start(tmp_path_factory) -> FirstStart:
     with jax_cache(tmp_path_factory.mktemp("first_start")) as folder:
         engine = small_engine()
         answers = answer(engine, "a"), answer(engine, "b", temperature=1.0, random_seed=3)
-        return FirstStart(answers, len(engine.executor.programs._wanted()), folder)
+        return FirstStart(answers, len(engine.executor.programs.wanted.names()), folder)
 
 
 @pytest.fixture
