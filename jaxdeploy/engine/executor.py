@@ -21,6 +21,7 @@ from jaxdeploy.model.decoder import Decoder
 from jaxdeploy.sampling.extent import Extent
 from jaxdeploy.sampling.sampler import Sampled
 from jaxdeploy.sampling.slots import SlotOptions, SlotState
+from jaxdeploy.weights.packing_together import allocate_beside
 from jaxdeploy.weights.tiled_tensor import tile_weights
 
 log = logging.getLogger(__name__)
@@ -73,9 +74,9 @@ class Executor:
             log.warning("the programs compiled early don't fit the weights; compiling again")
             programs = None
         self.programs = programs or StepPrograms(model, params, options, limits, device)
-        self.model, self.params, self.limits = model, params, limits
+        self.model, self.limits = model, limits
         with timed(self._start_seconds, "allocate pages"):
-            self.pages = jax.block_until_ready(self.programs.create_pages())
+            self.params, self.pages = allocate_beside(params, self.programs.create_pages)
         # Committed to the device, as what a step returns is: `admit` and `set_mask` would compile once more otherwise.
         self.state = jax.device_put(self.programs.create_state(), device)
         self._scores = jax.device_put(self.programs.create_scores(), device)
