@@ -155,9 +155,10 @@ class Executor:
         """Start one step, and the copy of its tokens to the host; waits for neither."""
         bucket = self.programs.buckets.fit([row.count for row in plan.rows], decode=plan.decode)
         with timed(self.host_seconds, "pack"):
-            packed = self.programs.layouts[bucket].pack(plan)
-        with timed(self.host_seconds, "upload"):
-            self._inputs.put(bucket, packed)
+            packed = self._inputs.missing(bucket, plan)
+        if packed is not None:
+            with timed(self.host_seconds, "upload"):
+                self._inputs.upload(bucket, packed)
         with timed(self.host_seconds, "call"):
             sampled = self._call(bucket, plan)
         logprobs = any(row.sequence.request.config.logprobs is not None for row in plan.rows)

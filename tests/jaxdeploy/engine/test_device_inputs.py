@@ -1,5 +1,7 @@
 """A decode step leaves what the next one is fed on the device; the host uploads only what that does not say."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from jaxdeploy.config.generation import GenerationConfig
 from jaxdeploy.engine import scheduler
 from jaxdeploy.engine.batch import StepLayout
 from jaxdeploy.engine.buckets import Bucket
+from jaxdeploy.engine.device_inputs import DeviceInputs, FedRow
 from jaxdeploy.engine.engine import Engine
 from jaxdeploy.engine.request import Request
 from jaxdeploy.engine.scheduler import StepPlan
@@ -61,8 +64,7 @@ def test_tokens_are_those_of_steps_that_are_all_uploaded(engine, monkeypatch, op
     submit(engine, 4, 9, 2, **options)
     answers = run_all(engine)
     uploads, steps = engine.executor.uploads, engine.executor.steps
-    # What the host takes for known is never what it packs.
-    monkeypatch.setattr(StepLayout, "advance", lambda layout, packed: np.full_like(packed, -7))
+    monkeypatch.setattr(FedRow, "goes_on_as", lambda fed, row: False)
     submit(engine, 4, 9, 2, **options)
     uploaded = run_all(engine)
     assert engine.executor.uploads - uploads == engine.executor.steps - steps
@@ -70,18 +72,57 @@ def test_tokens_are_those_of_steps_that_are_all_uploaded(engine, monkeypatch, op
         assert tokens_of(answers, str(i)) == tokens_of(uploaded, str(i))
 
 
-def test_the_device_advances_a_plan_as_the_host_does(engine, monkeypatch):
-    packs: list[tuple[StepLayout, np.ndarray]] = []
-    pack = StepLayout.pack
+class Packed(NamedTuple):
+    """What a step was fed as the host would write it down, and whether the host uploaded it."""
 
-    def noting(layout: StepLayout, plan: StepPlan) -> np.ndarray:
-        packs.append((layout, pack(layout, plan)))
-        return packs[-1][1]
+    layout: StepLayout
+    packed: np.ndarray
+    uploaded: bool
 
-    monkeypatch.setattr(StepLayout, "pack", noting)
+
+@pytest.fixture
+def packs(monkeypatch) -> list[Packed]:
+    """Every step from now on."""
+    found: list[Packed] = []
+    missing = DeviceInputs.missing
+
+    def noting(inputs: DeviceInputs, bucket: Bucket, plan: StepPlan) -> np.ndarray | None:
+        layout = inputs._layouts[bucket]
+        packed = layout.pack(plan)
+        wanted = missing(inputs, bucket, plan)
+        found.append(Packed(layout, packed, wanted is not None))
+        return wanted
+
+    monkeypatch.setattr(DeviceInputs, "missing", noting)
+    return found
+
+
+@pytest.mark.parametrize("options", [{}, {"cache_max_entry_count": 14}], ids=str)
+def test_what_is_not_uploaded_is_what_the_step_before_left(packs, options):
+    """Also where answers lose their pages and begin again."""
+    engine = tiny_engine(max_batch_size=4, **options)
+    rng = np.random.default_rng(1)
+    for i in range(9):
+        repeated = rng.integers(1, 5, 3).tolist() * 3
+        config = GenerationConfig(max_new_tokens=int(rng.integers(2, 40)), ignore_eos=True)
+        engine.submit(Request(str(i), repeated, config))
+        for _ in range(int(rng.integers(0, 6))):
+            engine.step()
+    run_all(engine)
+    left: dict[Bucket, np.ndarray] = {}
+    for layout, packed, uploaded in packs:
+        if not uploaded:
+            np.testing.assert_array_equal(packed, left[layout.bucket])
+        left[layout.bucket] = layout.advance(packed)
+    assert sum(not uploaded for *_, uploaded in packs) > 20
+    if "cache_max_entry_count" in options:
+        assert engine.scheduler.preemptions
+
+
+def test_the_device_advances_a_plan_as_the_host_does(engine, packs):
     submit(engine, 4, 7, 2)
     run_all(engine)
-    layout, packed = packs[1]
+    layout, packed, _ = packs[1]
     assert layout.bucket == Bucket(4, 4, True, 4)
     on_device = jax.jit(layout.advance)(jnp.asarray(packed))
     np.testing.assert_array_equal(layout.advance(packed), on_device)

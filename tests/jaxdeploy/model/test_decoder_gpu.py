@@ -1,6 +1,8 @@
 """The decoder with the GPU's kernels against the same decoder on the CPU, which has none: a prompt, then a token of each row."""
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -77,20 +79,49 @@ def logits_on(device, config: ModelConfig, params: dict, quant_policy: int) -> l
     return found
 
 
-@pytest.mark.parametrize("quant_policy", [0, 8, 4])
-@pytest.mark.parametrize("quantization", [None, AWQ], ids=["bf16", "int4"])
-@pytest.mark.parametrize("head_dim", [64, 128])
-def test_kernels_and_references_make_the_same_logits(quantization, quant_policy, head_dim):
-    config = LLAMA | {"head_dim": head_dim} | ({} if quantization is None else {"quantization_config": quantization})
-    config = ModelConfig.from_hf(config)
+class Case(NamedTuple):
+    """A model and its cache."""
+
+    quantization: dict | None
+    quant_policy: int
+    head_dim: int
+
+    def __str__(self) -> str:
+        return f"{'int4' if self.quantization else 'bf16'}-kv{self.quant_policy or 16}-{self.head_dim}"
+
+
+CASES = [
+    Case(quantization, policy, head_dim)
+    for quantization in (None, AWQ)
+    for policy in (0, 8, 4)
+    for head_dim in (64, 128)
+]
+
+
+def both(case: Case) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The logits of each step on the CPU and on the GPU."""
+    config = LLAMA | {"head_dim": case.head_dim}
+    config = ModelConfig.from_hf(config | ({"quantization_config": case.quantization} if case.quantization else {}))
     cpu, gpu = jax.devices("cpu")[0], jax.devices()[0]
     params = random_parameters(config, "bfloat16", seed=3)
     on_cpu = jax.device_put(params, cpu)
-    on_gpu = jax.device_put(params, gpu) if quantization is None else tile_weights(jax.device_put(params, gpu))
+    on_gpu = tile_weights(jax.device_put(params, gpu)) if case.quantization else jax.device_put(params, gpu)
     with jax.default_device(cpu):
-        expected = logits_on(cpu, config, on_cpu, quant_policy)
-    got = logits_on(gpu, config, on_gpu, quant_policy)
-    for a, b in zip(got, expected, strict=True):
+        expected = logits_on(cpu, config, on_cpu, case.quant_policy)
+    return expected, logits_on(gpu, config, on_gpu, case.quant_policy)
+
+
+@pytest.fixture(scope="module")
+def logits() -> dict[str, tuple[list[np.ndarray], list[np.ndarray]]]:
+    """Of every case: compiling takes most of the time, and threads do it side by side."""
+    with ThreadPoolExecutor(len(CASES)) as threads:
+        jobs = [threads.submit(both, case) for case in CASES]
+        return {str(case): job.result() for case, job in zip(CASES, jobs, strict=True)}
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_kernels_and_references_make_the_same_logits(case, logits):
+    for b, a in zip(*logits[str(case)], strict=True):
         assert np.isfinite(a).all()
         # Both round to bfloat16 after every step, in different orders.
         assert np.linalg.norm(a - b) < 0.03 * np.linalg.norm(b)
