@@ -12,7 +12,7 @@ from jaxdeploy.cache.kv_pages import KVPages
 from jaxdeploy.config.model import ModelConfig
 from jaxdeploy.model.inputs import ModelInputs
 from jaxdeploy.model.linear import StackedLinear
-from jaxdeploy.model.norm import RMSNorm
+from jaxdeploy.model.norm import RMSNorm, Unnormed
 from jaxdeploy.model.parameter import Source, described
 from jaxdeploy.model.rope import apply_rotation
 from jaxdeploy.model.rotation import change_basis, plain_bases, rotate_heads, second_moments, whole_rotation
@@ -45,19 +45,20 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Float[Array, "T D"],
+        unnormed: Unnormed,
         pages: KVPages,
         layer: Int32[Array, ""],
         window: Int32[Array, ""],
         step: StepContext,
-    ) -> tuple[Float[Array, "T D"], KVPages]:
-        """Attention output (before the residual) and the pool with the new tokens in it."""
+    ) -> tuple[Float[Array, "T D"], Float[Array, "T D"], KVPages]:
+        """The residual stream, attention's output (not yet added to it), and the pool with the new tokens in it."""
         c, prefix = self.config, PREFIX + "self_attn."
         heads, kv_heads, head_dim = c.num_heads, c.num_kv_heads, c.head_dim
-        qkv = StackedLinear(
+        x, qkv = StackedLinear(
             c, (prefix + "q_proj", prefix + "k_proj", prefix + "v_proj"), c.hidden_size,
             (heads + 2 * kv_heads) * head_dim, ("heads", "embed"), c.qkv_bias, self.dtype, name="qkv",
-        )(x, layer).reshape(-1, heads + 2 * kv_heads, head_dim)  # fmt: skip
+        ).after_norm(unnormed, layer)  # fmt: skip
+        qkv = qkv.reshape(-1, heads + 2 * kv_heads, head_dim)
         rotates_values = c.value_rotation == "online"
         matrix, root = whole_rotation(head_dim, qkv.dtype.name) if rotates_values else (None, 1.0)
         if c.qk_norm or c.rotates_keys or rotates_values:
@@ -92,7 +93,7 @@ class Attention(nn.Module):
             self.dtype,
             name="out",
         )(out.reshape(-1, heads * head_dim), layer)
-        return out, pages
+        return x, out, pages
 
     def _split(self, qkv: jax.Array, step: StepContext, layer: jax.Array) -> tuple[jax.Array, ...]:
         """q, k and v, the first two normalized where the model does that and after RoPE."""
@@ -134,14 +135,14 @@ class MLP(nn.Module):
     dtype: str
 
     @nn.compact
-    def __call__(self, x: Float[Array, "T D"], layer: Int32[Array, ""]) -> Float[Array, "T D"]:
-        """MLP output, before the residual."""
+    def __call__(self, unnormed: Unnormed, layer: Int32[Array, ""]) -> tuple[Float[Array, "T D"], Float[Array, "T D"]]:
+        """The residual stream, and the MLP's output, not yet added to it."""
         c, prefix = self.config, PREFIX + "mlp."
-        gated = StackedLinear(
+        x, gated = StackedLinear(
             c, (prefix + "gate_proj", prefix + "up_proj"), c.hidden_size, 2 * c.intermediate_size, ("ffn", "embed"),
             c.mlp_bias, self.dtype, gated=True, name="gate_up",
-        )(x, layer)  # fmt: skip
-        return StackedLinear(
+        ).after_norm(unnormed, layer)  # fmt: skip
+        out = StackedLinear(
             c,
             (prefix + "down_proj",),
             c.intermediate_size,
@@ -151,13 +152,14 @@ class MLP(nn.Module):
             self.dtype,
             name="down",
         )(gated, layer)
+        return x, out
 
 
 class DecoderLayer(nn.Module):
     """Body of the scan over layers: carries its number, activations and the page pool, reads its weights by that number.
 
     The number is counted: scanned, it would be sliced from an array, by a kernel that all others of the layer wait for.
-    Activations are (x, delta): what this layer's MLP made is left for the next norm to add, for both are one kernel.
+    Activations are (x, delta): what this layer's MLP made is left for the next norm to add, and both for the matmul they are for.
     """
 
     config: ModelConfig
@@ -177,7 +179,8 @@ class DecoderLayer(nn.Module):
         def norm(module: str, name: str) -> RMSNorm:
             return RMSNorm(PREFIX + module, c.hidden_size, c.rms_norm_eps, self.dtype, c.num_layers, name=name)
 
-        x, normed = norm("input_layernorm", "attention_norm").after_add(x, delta, layer)
-        attended, pages = Attention(c, self.dtype, name="attention")(normed, pages, layer, window, step)
-        x, normed = norm("post_attention_layernorm", "mlp_norm").after_add(x, attended, layer)
-        return (layer + 1, x, MLP(c, self.dtype, name="mlp")(normed, layer), pages), None
+        unnormed = norm("input_layernorm", "attention_norm").put_off(x, delta)
+        x, attended, pages = Attention(c, self.dtype, name="attention")(unnormed, pages, layer, window, step)
+        unnormed = norm("post_attention_layernorm", "mlp_norm").put_off(x, attended)
+        x, delta = MLP(c, self.dtype, name="mlp")(unnormed, layer)
+        return (layer + 1, x, delta, pages), None

@@ -12,10 +12,13 @@ from jaxtyping import Array, Float, Int32
 
 from jaxdeploy.config.model import ModelConfig
 from jaxdeploy.errors import ConfigError
+from jaxdeploy.model.norm import Unnormed
 from jaxdeploy.model.parameter import Source, described
 from jaxdeploy.weights.quant_tensor import QuantTensor
 from jaxdeploy.weights.tiled_tensor import TiledTensor
+from pallas_kernels.int4_matmul.after_norm import norm_int4_matmul_tiles
 from pallas_kernels.int4_matmul.api import int4_matmul, int4_matmul_tiles
+from pallas_kernels.rms_norm.api import add_rms_norm
 
 Weight = Array | QuantTensor | TiledTensor
 
@@ -38,6 +41,20 @@ def linear(x: Float[Array, "*B D"], weight: Weight, layer: Int32[Array, ""]) -> 
     if isinstance(weight, QuantTensor):
         return int4_matmul(x, weight.packed, weight.scale, weight.zero, layer, group_size=weight.group_size)
     return lax.platform_dependent(x, weight, layer, cuda=_dense_on_gpu, default=_dense)
+
+
+def linear_after_norm(
+    unnormed: Unnormed, weight: Weight, layer: Int32[Array, ""]
+) -> tuple[Float[Array, "T D"], Float[Array, "T N"]]:
+    """The residual stream with what was to be added, and ``linear`` of its norm."""
+    x, delta, gain, eps = unnormed
+    if isinstance(weight, TiledTensor) and weight.perm is None:
+        return norm_int4_matmul_tiles(
+            x, delta, gain, weight.words, weight.meta, layer,
+            eps=eps, outputs=weight.outputs, group_size=weight.group_size, gated=weight.gated,
+        )  # fmt: skip
+    total, normed = add_rms_norm(x, delta, gain, layer, eps=eps)
+    return total, linear(normed, weight, layer)
 
 
 def _dense(x: Float[Array, "*B D"], weight: Float[Array, "L N D"], layer: Int32[Array, ""]) -> Float[Array, "*B N"]:
@@ -93,9 +110,8 @@ class StackedLinear(nn.Module):
     dtype: str
     gated: bool = False
 
-    @nn.compact
-    def __call__(self, x: Float[Array, "*B D"], layer: Int32[Array, ""]) -> Float[Array, "*B N"]:
-        """Project with one layer's weights."""
+    def setup(self):
+        """Declare the weight and the bias."""
         layers, dtype = self.config.num_layers, jnp.dtype(self.dtype)
         source = Source(self.modules, "weight", ("layer", *self.axes), stacked=True)
         quantization = self.config.quantization
@@ -115,12 +131,27 @@ class StackedLinear(nn.Module):
         else:
             shape = (layers, self.outputs, self.inputs)
             weight = self.param("weight", described(nn.initializers.normal(0.02), source), shape, dtype)
-        out = linear(x, weight, layer)
+        self.matrix: Any = weight
+        self.biases: Any = None
         if self.bias:
             source = Source(self.modules, "bias", ("layer", self.axes[0]), stacked=True)
-            bias: Any = self.param("bias", described(nn.initializers.zeros, source), (layers, self.outputs), dtype)
-            out = out + lax.dynamic_index_in_dim(bias, layer, 0, keepdims=False)
-        if self.gated and not (isinstance(weight, TiledTensor) and weight.gated):
+            self.biases = self.param("bias", described(nn.initializers.zeros, source), (layers, self.outputs), dtype)
+
+    def __call__(self, x: Float[Array, "*B D"], layer: Int32[Array, ""]) -> Float[Array, "*B N"]:
+        """Project with one layer's weights."""
+        return self._finished(linear(x, self.matrix, layer), layer)
+
+    def after_norm(
+        self, unnormed: Unnormed, layer: Int32[Array, ""]
+    ) -> tuple[Float[Array, "T D"], Float[Array, "T N"]]:
+        """The residual stream with what was to be added, and the projection of its norm."""
+        total, out = linear_after_norm(unnormed, self.matrix, layer)
+        return total, self._finished(out, layer)
+
+    def _finished(self, out: jax.Array, layer: jax.Array) -> jax.Array:
+        if self.biases is not None:
+            out = out + lax.dynamic_index_in_dim(self.biases, layer, 0, keepdims=False)
+        if self.gated and not (isinstance(self.matrix, TiledTensor) and self.matrix.gated):
             gate, up = jnp.split(out, 2, axis=-1)
             out = jax.nn.silu(gate) * up
         return out

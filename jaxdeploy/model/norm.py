@@ -1,6 +1,6 @@
 """Root-mean-square norm (arXiv:1910.07467), by itself and with the residual add before it."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -12,6 +12,20 @@ from pallas_kernels.rms_norm.api import add_rms_norm
 from pallas_kernels.rms_norm.reference import rms_norm
 
 __all__ = ["RMSNorm", "rms_norm"]
+
+
+class Unnormed(NamedTuple):
+    """What a matmul is fed once it is added up and normalized, by one kernel with it or one before.
+
+    Attributes:
+        x: the residual stream. delta: what is to be added to it.
+        gain: of all layers. eps: see ``rms_norm``.
+    """
+
+    x: Float[Array, "T D"]
+    delta: Float[Array, "T D"]
+    gain: Float[Array, "L D"]
+    eps: float
 
 
 class RMSNorm(nn.Module):
@@ -38,9 +52,11 @@ class RMSNorm(nn.Module):
         return rms_norm(x, weight, self.eps)
 
     def after_add(
-        self, x: Float[Array, "T D"], delta: Float[Array, "T D"], layer: Int32[Array, ""] | None = None
+        self, x: Float[Array, "T D"], delta: Float[Array, "T D"]
     ) -> tuple[Float[Array, "T D"], Float[Array, "T D"]]:
-        """``x + delta`` and its norm: one kernel in a decode step on a GPU."""
-        if layer is None:
-            return add_rms_norm(x, delta, self.weight[None], 0, eps=self.eps)
-        return add_rms_norm(x, delta, self.weight, layer, eps=self.eps)
+        """``x + delta`` and its norm, of a single norm: one kernel in a decode step on a GPU."""
+        return add_rms_norm(x, delta, self.weight[None], 0, eps=self.eps)
+
+    def put_off(self, x: Float[Array, "T D"], delta: Float[Array, "T D"]) -> Unnormed:
+        """``x + delta`` and its norm, of a stack of norms: left to the matmul that they are for."""
+        return Unnormed(x, delta, self.weight, self.eps)

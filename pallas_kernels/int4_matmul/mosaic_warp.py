@@ -11,6 +11,9 @@ pipeline of its own; no warp waits for another before the end:
 
 So neither scale nor zero point costs an instruction per weight, and a weight byte crosses the chip once. The sum of x over a
 group is one more mma with a matrix of ones, shared by all strips. Every instruction is one of compute capability 8.0.
+
+For a token or two the residual add and the norm before the matmul can be part of it: each block makes the normalized token for
+itself, in shared memory, while its first weights are under way; a kernel of its own would be a launch and 1.7 us.
 """
 
 import functools
@@ -24,9 +27,10 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxlib.mlir.dialects import arith
 from jaxtyping import Array, Float, Int32
 
-from pallas_kernels import ptx
+from pallas_kernels import ptx, ptx_sync
 from pallas_kernels.int4_matmul import nibbles
 from pallas_kernels.int4_matmul.tiles import BLOCK, STRIP
+from pallas_kernels.rms_norm.mosaic import Row, norm_of_row
 
 TILE_BYTES = STRIP * BLOCK // 2
 MAX_SHARED = 227 * 1024
@@ -60,11 +64,16 @@ class WarpConfig:
         """Shared memory for tiles and x."""
         return self.warps * self.stages * _stage_bytes(self.strips, groups_per_tile, tokens) + _ZERO_BYTES
 
-    def shared_bytes(self, tokens: int, groups_per_tile: int, rounds: int) -> int:
-        """Shared memory of a block: the ring and the exchange of accumulators, which may take the ring's place at the end."""
-        ring = self.ring_bytes(tokens, groups_per_tile)
+    def shared_bytes(self, tokens: int, groups_per_tile: int, rounds: int, normed_inputs: int = 0) -> int:
+        """Shared memory of a block: the ring and the exchange of accumulators, which may take the ring's place at the end.
+
+        Args:
+            normed_inputs: where the block normalizes x itself, its inputs. They are not part of the ring then.
+        """
+        ring = self.ring_bytes(0 if normed_inputs else tokens, groups_per_tile)
         exchange = self.warps * tokens * _row_floats(self.strips) * 4
-        return max(ring, exchange) if rounds == 1 else ring + exchange
+        normed = tokens * (normed_inputs * 2 + self.warps * 4) if normed_inputs else 0
+        return normed + (max(ring, exchange) if rounds == 1 else ring + exchange)
 
 
 def _stage_bytes(strips: int, groups_per_tile: int, tokens: int) -> int:
@@ -101,8 +110,35 @@ def int4_matmul_warp(
     """
     if gated and config.strips % 2:
         raise ValueError(f"{config.strips=} must be even: a gate and what it gates lie in neighbouring strips")
-    call = _call(x.shape[0], x.shape[1], outputs, words.shape, meta.shape[3], jnp.dtype(x.dtype).name, config, gated)
-    return call(x, words.reshape(-1), meta.reshape(-1), layer)
+    call = _call(*x.shape, outputs, words.shape, meta.shape[3], jnp.dtype(x.dtype).name, config, gated, None)
+    (out,) = call(x, words.reshape(-1), meta.reshape(-1), layer)
+    return out
+
+
+def norm_int4_matmul_warp(
+    x: Float[Array, "M K"],
+    delta: Float[Array, "M K"],
+    gain: Float[Array, "L K"],
+    words: Int32[Array, "L Ns Kb 256"],
+    meta: Int32[Array, "L Ns Kb Gt 16"],
+    layer: Int32[Array, " 1"],
+    *,
+    eps: float,
+    outputs: int,
+    config: WarpConfig,
+    gated: bool = False,
+) -> tuple[Float[Array, "M K"], Float[Array, "M N"]]:
+    """``x + delta``, rounded, and ``int4_matmul_warp`` of ``rms_norm`` of that times ``gain[layer]``.
+
+    Raises:
+        ValueError: as ``int4_matmul_warp``; or K is no multiple of 128.
+    """
+    if x.shape[1] % BLOCK:
+        raise ValueError(f"{x.shape[1]} inputs must be a multiple of {BLOCK}")
+    if gated and config.strips % 2:
+        raise ValueError(f"{config.strips=} must be even: a gate and what it gates lie in neighbouring strips")
+    call = _call(*x.shape, outputs, words.shape, meta.shape[3], jnp.dtype(x.dtype).name, config, gated, eps)
+    return call(x, delta, gain, words.reshape(-1), meta.reshape(-1), layer)
 
 
 @functools.lru_cache(maxsize=512)
@@ -115,25 +151,27 @@ def _call(
     dtype: str,
     config: WarpConfig,
     gated: bool,
+    eps: float | None,
 ):
     _, all_strips, blocks, _ = words_shape
     grid, rounds = config.grid(all_strips)
-    shared = config.shared_bytes(m, groups, rounds)
+    shared = config.shared_bytes(m, groups, rounds, 0 if eps is None else k)
     if shared > MAX_SHARED:
         raise ValueError(f"{config} takes {shared} bytes of shared memory for {m} tokens, there are {MAX_SHARED}")
 
-    def body(x, words, meta, layer, out, ring):
-        @ptx.inline(*(plgpu.RefType(),) * 6)
+    def body(*refs):
+        @ptx.inline(*(plgpu.RefType(),) * len(refs))
         def emit(*refs):
-            _Emitter(m, k, outputs, all_strips, blocks, groups, dtype, config, gated).emit(*refs)
+            _Emitter(m, k, outputs, all_strips, blocks, groups, dtype, config, gated, eps).emit(*refs)
 
-        emit(x, words, meta, layer, out, ring)
+        emit(*refs)
 
-    body.__name__ = f"int4_matmul_warp_{m}x{k}x{outputs}"
+    body.__name__ = f"int4_matmul_warp_{m}x{k}x{outputs}" if eps is None else f"norm_int4_matmul_warp_{m}x{k}x{outputs}"
+    out = jax.ShapeDtypeStruct((m, outputs // 2 if gated else outputs), dtype)
     return jax.jit(
         plgpu.kernel(
             body,
-            out_type=jax.ShapeDtypeStruct((m, outputs // 2 if gated else outputs), dtype),
+            out_type=(out,) if eps is None else (jax.ShapeDtypeStruct((m, k), dtype), out),
             scratch_types=[plgpu.SMEM((shared // 4,), jnp.int32)],
             grid=(grid,),
             grid_names=("tile",),
@@ -145,41 +183,63 @@ def _call(
 
 
 class _Emitter:
-    """Writes the code of one thread; the fields are known when the kernel is compiled."""
+    """Writes the code of one thread; the fields are known when the kernel is compiled. ``eps`` is None without a norm."""
 
-    def __init__(self, m, k, outputs, all_strips, blocks, groups, dtype, config: WarpConfig, gated: bool):
+    def __init__(
+        self,
+        m,
+        k,
+        outputs,
+        all_strips,
+        blocks,
+        groups,
+        dtype,
+        config: WarpConfig,
+        gated: bool,
+        eps: float | None = None,
+    ):
         self.m, self.k, self.outputs, self.all_strips, self.blocks = m, k, outputs, all_strips, blocks
-        self.groups, self.config, self.gated = groups, config, gated
+        self.groups, self.config, self.gated, self.eps = groups, config, gated, eps
         self.grid, self.rounds = config.grid(all_strips)
         self.token_tiles = -(-m // _TOKENS)
         self.rows = self.token_tiles * _TOKENS
-        self.stage_bytes = _stage_bytes(config.strips, groups, m)
+        self.fetched = m if eps is None else 0  # tokens of x that come through the ring
+        self.stage_bytes = _stage_bytes(config.strips, groups, self.fetched)
         self.meta_bytes = groups * STRIP * 4
         self.steps = -(-blocks // config.warps)
         self.mma_dtype = ptx.SHORT_NAMES[dtype]
         self.ones = {"bf16": 0x3F803F80, "f16": 0x3C003C00}[self.mma_dtype]
 
-    def emit(self, x, words, meta, layer, out, ring) -> None:
-        """The kernel."""
+    def emit(self, *refs) -> None:
+        """The kernel; refs are those of x, words, meta, layer, out, ring; with a norm of x, delta, gain, words, meta, layer, sum,
+        out, ring.
+        """
         config = self.config
+        addresses = [ptx.global_address(ref) for ref in refs[:-1]]
+        if self.eps is None:
+            self.x, words, meta, layer, out = addresses
+        else:
+            self.x, delta, gain, words, meta, layer, total_out, out = addresses
         thread = ptx.thread_index()
         self.lane, self.warp = thread % 32, thread // 32
         self.block = ptx.block_index()
-        ring = ptx.shared_address(ring)
+        ring = ptx.shared_address(refs[-1])
         self.zeros = ring + config.warps * config.stages * self.stage_bytes
         self.stage_0 = ring + self.warp * (config.stages * self.stage_bytes)
-        exchange = ring if self.rounds == 1 else ring + config.ring_bytes(self.m, self.groups)
+        exchange = ring if self.rounds == 1 else ring + config.ring_bytes(self.fetched, self.groups)
         self._clear_padding()
-        number = ptx.load_global(ptx.global_address(layer)).wide()
-        self.words = ptx.global_address(words) + number * (self.all_strips * self.blocks * TILE_BYTES)
-        self.meta = ptx.global_address(meta) + number * (self.all_strips * self.blocks * self.meta_bytes)
-        self.x = ptx.global_address(x)
+        number = ptx.load_global(layer).wide()
+        self.words = words + number * (self.all_strips * self.blocks * TILE_BYTES)
+        self.meta = meta + number * (self.all_strips * self.blocks * self.meta_bytes)
         ahead, total = config.stages - 1, self.rounds * self.steps
         for position in range(ahead):
             if position < total:
                 self._fetch_weights(ptx.constant(position))
                 self._fetch_x(ptx.constant(position))
             ptx.commit_group()
+        if self.eps is not None:
+            self.normed = ring + (config.shared_bytes(self.m, self.groups, self.rounds, self.k) - self._normed_bytes())
+            self._normalize(self.eps, thread, delta, gain + number * (2 * self.k), total_out)
         zero = utils.c(0.0, ptx.f32())
 
         def tile(turn: ptx.Int, _):
@@ -191,14 +251,14 @@ class _Emitter:
                     self._fetch_weights(position + ahead)
                     self._fetch_x(position + ahead)
                 ptx.commit_group()
-                return self._multiply(self._stage(position), accumulators)
+                return self._multiply(position, accumulators)
 
             accumulators = ptx.repeat(self.steps, [zero] * (config.strips * self.token_tiles * 4), step)
             # Every warp has read what the exchange is about to overwrite: the ring, or the tile before.
             ptx.sync_block()
             self._exchange(exchange, accumulators)
             ptx.sync_block()
-            self._write(exchange, thread, self._first_strip(turn), ptx.global_address(out))
+            self._write(exchange, thread, self._first_strip(turn), out)
             return []
 
         if self.rounds == 1:
@@ -216,8 +276,45 @@ class _Emitter:
         """This warp's 128 inputs at a position of its walk; may lie past the last."""
         return position % self.steps * self.config.warps + self.warp
 
-    def _x_offset(self) -> int:
-        return self.config.strips * (TILE_BYTES + self.meta_bytes)
+    def _x_at(self, position: ptx.Int) -> ptx.Int:
+        """Shared memory of this warp's 128 inputs of all tokens; past the last input block any that are finite."""
+        if self.eps is None:
+            return self._stage(position) + self.config.strips * (TILE_BYTES + self.meta_bytes)
+        block = self._input_block(position)
+        if self.blocks % self.config.warps:
+            block = ptx_sync.minimum(block, self.blocks - 1)
+        return self.normed + block * (self.m * BLOCK * 2)
+
+    def _normed_bytes(self) -> int:
+        return self.m * (self.k * 2 + self.config.warps * 4)
+
+    def _normalize(self, eps: float, thread: ptx.Int, delta: ptx.Int, gain: ptx.Int, total_out: ptx.Int) -> None:
+        """Put the norm of x + delta into shared memory, as ``_fetch_x`` does; one block writes the sum out."""
+        row = Row(self.k, self.config.warps * 32)
+        sums = self.normed + self.m * self.k * 2
+        for token in range(self.m):
+            at = token * self.k * 2
+            found = norm_of_row(
+                row,
+                self.mma_dtype,
+                eps,
+                thread,
+                self.x + at,
+                delta + at,
+                gain,
+                sums + token * self.config.warps * 4,
+            )
+            for (piece, inside), added, scaled in zip(*found, strict=True):
+                target = self.normed + (piece // 16 * self.m + token) * (BLOCK * 2) + (piece % 16 ^ (token % 8)) * 16
+                here = ptx_sync.equal(self.block, 0)
+                with ptx_sync.when(here if inside is None else ptx_sync.both(here, inside)):
+                    ptx_sync.store_global(total_out + at + piece.wide() * 16, *added)
+                if inside is None:
+                    ptx.store_shared(target, *scaled)
+                else:
+                    with ptx_sync.when(inside):
+                        ptx.store_shared(target, *scaled)
+        ptx.sync_block()
 
     def _clear_padding(self) -> None:
         """A row of zeros stands for the tokens that x doesn't have. All warps write the same zeros; a warp reads after its own."""
@@ -257,8 +354,10 @@ class _Emitter:
 
     def _fetch_x(self, position: ptx.Int) -> None:
         """Start the copies of 128 inputs of all tokens: rows of 256 bytes, pieces exchanged by row for ldmatrix's sake (banks)."""
+        if self.eps is not None:
+            return
         block = self._input_block(position)
-        base = self._stage(position) + self._x_offset()
+        base = self._x_at(position)
         pieces = self.m * (BLOCK // 8)
         exact = self.blocks % self.config.warps == 0 and self.k % BLOCK == 0
         for i in range(-(-pieces // 32)):
@@ -278,11 +377,11 @@ class _Emitter:
                 with utils.when(index < pieces):
                     ptx.copy_async(target, source, size)
 
-    def _multiply(self, stage: ptx.Int, accumulators: list) -> list:
+    def _multiply(self, position: ptx.Int, accumulators: list) -> list:
         """One tile of every strip times x."""
         config, lane = self.config, self.lane
         zero = utils.c(0.0, ptx.f32())
-        x_base = stage + self._x_offset()
+        stage, x_base = self._stage(position), self._x_at(position)
         row, matrix = lane % 8, lane // 8
         operands = []  # [token tile][step of 16 inputs]: two registers
         for tile in range(self.token_tiles):

@@ -13,6 +13,7 @@ lies next to a rounding border of bfloat16 or float16 can come out as its neighb
 
 import functools
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,9 +36,15 @@ _MOST_CHUNKS = 8
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """How the values of a token are shared out: threads take pieces of 8 in turn, ``chunks`` times."""
+    """How the values of a token are shared out: threads take pieces of 8 in turn, ``chunks`` times.
+
+    Attributes:
+        size: values of a token.
+        given: threads of a block that has other work, too; 0: as many as suit the row.
+    """
 
     size: int
+    given: int = 0
 
     @property
     def pieces(self) -> int:
@@ -47,17 +54,22 @@ class Row:
     @property
     def chunks(self) -> int:
         """Pieces of a thread, at most."""
-        return -(-self.pieces // _MOST_THREADS)
+        return -(-self.pieces // (self.given or _MOST_THREADS))
 
     @property
     def warpgroups(self) -> int:
-        """Of a block, as few as hold the row in that many chunks."""
-        return -(-self.pieces // (self.chunks * _WARPGROUP))
+        """Of a block; if they are not given, as few as hold the row in that many chunks."""
+        return self.given // _WARPGROUP if self.given else -(-self.pieces // (self.chunks * _WARPGROUP))
 
     @property
     def threads(self) -> int:
         """Of a block."""
         return self.warpgroups * _WARPGROUP
+
+    @property
+    def fits(self) -> bool:
+        """Do the threads have registers for their pieces?"""
+        return self.size % _EACH == 0 and self.chunks <= _MOST_CHUNKS
 
 
 def reason_not(x: Float[Array, "T D"], delta: Float[Array, "T D"] | None, weight: Float[Array, "L D"]) -> str | None:
@@ -67,9 +79,8 @@ def reason_not(x: Float[Array, "T D"], delta: Float[Array, "T D"] | None, weight
     dtypes = [str(a.dtype) for a in (x, delta, weight) if a is not None]
     if dtypes[0] not in ptx.SHORT_NAMES or len(set(dtypes)) > 1:
         return f"x, delta and weight of {', '.join(dtypes)} must all be bfloat16 or all float16"
-    most = _MOST_CHUNKS * _MOST_THREADS * _EACH
-    if x.shape[1] % _EACH or x.shape[1] > most:
-        return f"size={x.shape[1]} must be a multiple of {_EACH} up to {most}"
+    if not Row(x.shape[1]).fits:
+        return f"size={x.shape[1]} must be a multiple of {_EACH} up to {_MOST_CHUNKS * _MOST_THREADS * _EACH}"
     return None
 
 
@@ -122,42 +133,74 @@ def emit_thread(row: Row, dtype: str, eps: float, addresses: list[Int], shared: 
     adds = len(addresses) == 6
     x, weight, layer, normed = (addresses[i] for i in ((0, 2, 3, 5) if adds else (0, 1, 2, 3)))
     thread, token = ptx.thread_index(), ptx.block_index().wide() * (2 * row.size)
-    places = [_place(row, thread, chunk) for chunk in range(row.chunks)]
-    number = ptx.load_global(layer)
-    values = [_load(x + token, place) for place, _ in places]
-    deltas = [_load(addresses[1] + token, place) for place, _ in places] if adds else []
-    weights = [_load(weight + number.wide() * (2 * row.size), place) for place, _ in places]
+    gain = weight + ptx.load_global(layer).wide() * (2 * row.size)
+    delta = addresses[1] + token if adds else None
+    found = norm_of_row(row, dtype, eps, thread, x + token, delta, gain, shared)
     if adds:
+        _store(addresses[4] + token, found.places, found.totals)
+    _store(normed + token, found.places, found.scaled)
+
+
+class NormOfRow(NamedTuple):
+    """A thread's share of a token: pieces of four words (8 values) each.
+
+    Attributes:
+        places: number of each piece, and whether there is one; None if there always is.
+        totals: of x and delta. scaled: their norm.
+    """
+
+    places: list[tuple[Int, ir.Value | None]]
+    totals: list[list[Int]]
+    scaled: list[list[Int]]
+
+
+def norm_of_row(
+    row: Row, dtype: str, eps: float, thread: Int, x: Int, delta: Int | None, gain: Int, shared: Int
+) -> NormOfRow:
+    """Add and normalize one token; all threads of the block take part.
+
+    Args:
+        x, delta, gain: addresses of the token's values and of the layer's weights.
+        shared: address of room for a float of each warp, which nothing else uses meanwhile.
+    """
+    places = [_place(row, thread, chunk) for chunk in range(row.chunks)]
+    values = [_load(x, place) for place, _ in places]
+    deltas = [] if delta is None else [_load(delta, place) for place, _ in places]
+    weights = [_load(gain, place) for place, _ in places]
+    if delta is not None:
         pairs = [zip(a, b, strict=True) for a, b in zip(values, deltas, strict=True)]
         values = [[ptx.pair_op("add", a, b, dtype) for a, b in pair] for pair in pairs]
-        _store(addresses[4] + token, places, values)
     scale = (_sum_of_block(row, thread, shared, _squares(values, places, dtype)) * (1.0 / row.size) + eps).rsqrt()
     scaled = [
         [ptx.pair_op("mul", _scaled(word, scale, dtype), factor, dtype) for word, factor in zip(*words, strict=True)]
         for words in zip(values, weights, strict=True)
     ]
-    _store(normed + token, places, scaled)
+    return NormOfRow(places, values, scaled)
 
 
 def _place(row: Row, thread: Int, chunk: int) -> tuple[Int, ir.Value | None]:
-    """Offset in bytes of this thread's piece in a row, and whether there is one; None if there always is."""
+    """See NormOfRow."""
     piece = thread + chunk * row.threads
     if (chunk + 1) * row.threads <= row.pieces:
-        return piece.wide() * (2 * _EACH), None
-    return ptx_sync.minimum(piece, row.pieces - 1).wide() * (2 * _EACH), piece < row.pieces
+        return piece, None
+    return ptx_sync.minimum(piece, row.pieces - 1), piece < row.pieces
+
+
+def _address(base: Int, piece: Int) -> Int:
+    return base + piece.wide() * (2 * _EACH)
 
 
 def _load(base: Int, place: Int) -> list[Int]:
-    return ptx_sync.load_global_words(base + place, 4)
+    return ptx_sync.load_global_words(_address(base, place), 4)
 
 
 def _store(base: Int, places: list[tuple[Int, ir.Value | None]], values: list[list[Int]]) -> None:
     for (place, inside), words in zip(places, values, strict=True):
         if inside is None:
-            ptx_sync.store_global(base + place, *words)
+            ptx_sync.store_global(_address(base, place), *words)
         else:
             with ptx_sync.when(inside):
-                ptx_sync.store_global(base + place, *words)
+                ptx_sync.store_global(_address(base, place), *words)
 
 
 def _squares(values: list[list[Int]], places: list[tuple[Int, ir.Value | None]], dtype: str) -> Number:

@@ -16,11 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pallas_kernels.int4_matmul.after_norm import norm_int4_matmul_tiles
 from pallas_kernels.int4_matmul.api import int4_matmul_tiles
 from pallas_kernels.int4_matmul.cases import CASES, Int4MatmulCase
 from pallas_kernels.int4_matmul.choice import MOST_WARP_TOKENS
 from pallas_kernels.int4_matmul.mosaic_wgmma import WgmmaConfig, int4_matmul_wgmma
 from pallas_kernels.int4_matmul.tiles import groups_per_tile, padded, to_tiles
+from pallas_kernels.rms_norm.reference import add_rms_norm_reference
 
 pytestmark = [
     pytest.mark.gpu,
@@ -53,6 +55,7 @@ CUTS = (
     (8, Int4MatmulCase("cut", "two-blocks", 256, 40), WgmmaConfig(1, 8, 3, in_flight=2)),
 )
 """What tuning may find and no rule says."""
+REPEATS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,13 @@ class Job:
 
 EXACT_JOBS = [Job(case, dtype) for case in (*GROUPS, *CASES) for dtype in TOLERANCE]
 EXACT_JOBS += [Job(case, dtype, gated=True) for case in CASES if case.name == "gate_up" for dtype in TOLERANCE]
+NORM_JOBS = [
+    (m, Job(case, dtype, gated=case.name == "gate_up"))
+    for case in CASES
+    for dtype in TOLERANCE
+    for m in (1, 2)
+    if case.name in ("qkv", "gate_up") and case.k % 128 == 0 and (m == 1 or dtype == "bfloat16")
+]
 INVARIANT_JOBS = [Job(case, "bfloat16", invariant=True) for case in CASES if case.model == "llama-3-8b"]
 
 
@@ -135,6 +145,7 @@ def programs() -> Iterator[dict[Any, Future]]:
     pool = ThreadPoolExecutor(os.cpu_count())
     found: dict[Any, Future] = {job: pool.submit(compiled, job) for job in (*EXACT_JOBS, *INVARIANT_JOBS)}
     found |= {cut: pool.submit(compiled_cut, *cut) for cut in CUTS}
+    found |= {job: pool.submit(compiled_norm, *job) for job in NORM_JOBS}
     yield found
     pool.shutdown(cancel_futures=True)
 
@@ -149,6 +160,25 @@ def compiled_cut(m: int, case: Int4MatmulCase, config: WgmmaConfig) -> tuple[jax
     poison = jax.ShapeDtypeStruct((m, case.n), jnp.bfloat16)
     program = jax.jit(run, donate_argnums=0, keep_unused=True).lower(poison, *described(case, "bfloat16", m)).compile()
     return program, compiled_tiles(case, "bfloat16")
+
+
+def compiled_norm(m: int, job: Job) -> tuple[jax.stages.Compiled, jax.stages.Compiled]:
+    """The program of one product with the norm before it, and that of its tiles."""
+
+    def run(poison, x, delta, gain, words, meta):
+        del poison
+        return norm_int4_matmul_tiles(
+            x, delta, gain, words, meta, LAYER,
+            eps=1e-5, outputs=job.case.n, group_size=job.case.group_size, gated=job.gated,
+        )  # fmt: skip
+
+    x, words, meta = described(job.case, job.dtype, m)
+    gain = jax.ShapeDtypeStruct((LAYER + 1, job.case.k), job.dtype)
+    lowered = jax.jit(run, donate_argnums=0, keep_unused=True).lower(
+        (x, jax.ShapeDtypeStruct((m, job.width), job.dtype)), x, x, gain, words, meta
+    )
+    assert "norm_int4_matmul_warp" in lowered.as_text()
+    return lowered.compile(), compiled_tiles(job.case, job.dtype)
 
 
 def random_rows(case: Int4MatmulCase, dtype: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -236,3 +266,24 @@ def test_every_kind_of_cut_is_right(cut, programs):
     fill_free_memory()
     out = run(poison, x, words, meta)
     assert relative_error(out, exact_product(x, rows, case.group_size)) <= TOLERANCE["bfloat16"]
+
+
+@pytest.mark.parametrize(("m", "job"), NORM_JOBS, ids=str)
+def test_the_norm_before_it_is_part_of_it(m, job, programs):
+    run, tile = programs[m, job].result()
+    rows = random_rows(job.case, job.dtype)
+    words, meta = tile(*rows)
+    rng = np.random.default_rng()
+    x, delta = (rng.normal(size=(m, job.case.k)).astype(jnp.dtype(job.dtype)) for _ in range(2))
+    gain = rng.normal(size=(LAYER + 1, job.case.k)).astype(jnp.dtype(job.dtype))
+    expected, normed = add_rms_norm_reference(*map(jnp.asarray, (x, delta, gain)), jnp.int32(LAYER), eps=1e-5)
+    exact = exact_product(np.asarray(normed), rows, job.case.group_size)
+    first = None
+    for _ in range(REPEATS):
+        fill_free_memory()
+        poison = nans((m, job.case.k), job.dtype), nans((m, job.width), job.dtype)
+        total, out = run(poison, x, delta, gain, words, meta)
+        np.testing.assert_array_equal(total, expected)
+        assert relative_error(out, gate(exact) if job.gated else exact) <= TOLERANCE[job.dtype]
+        first = out if first is None else first
+        np.testing.assert_array_equal(out, first)

@@ -10,6 +10,7 @@ from support.thread_emulator import Ref
 from pallas_kernels.int4_matmul.mosaic_warp import TILE_BYTES, WarpConfig, _Emitter
 from pallas_kernels.int4_matmul.reference import dequantize
 from pallas_kernels.int4_matmul.tiles import groups_per_tile, interleave_strips, padded, to_tiles
+from pallas_kernels.rms_norm.reference import add_rms_norm_reference
 
 LAYER = 1
 
@@ -101,3 +102,52 @@ def test_a_token_has_the_same_bits_whatever_batch_it_is_in(monkeypatch):
         found[m] = threads.get(out, np.uint16).copy()
     np.testing.assert_array_equal(found[1], found[9][:1])
     np.testing.assert_array_equal(found[4], found[9][:4])
+
+
+@pytest.mark.parametrize(
+    ("m", "k", "n", "config", "gated"),
+    [
+        (1, 1024, 48, WarpConfig(1, 4, 3), False),
+        (
+            2,
+            1152,
+            64,
+            WarpConfig(2, 4, 3),
+            False,
+        ),  # a thread has two pieces or one; the last turn has one block of inputs for 4 warps
+        (1, 2048, 128, WarpConfig(2, 4, 2, blocks=2), True),  # blocks that walk over tiles
+    ],
+)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_norm_before_it_can_be_part_of_it(monkeypatch, m, k, n, config, gated, dtype):
+    """The same bits as the kernel alone, of what the norm's reference makes, but where that rounds otherwise."""
+    rng = np.random.default_rng(m * k)
+    packed = jnp.asarray(rng.integers(0, 256, (n, k // 2), dtype=np.uint8))
+    scale = jnp.asarray(rng.uniform(0.01, 0.03, (k // 128, n)), dtype)
+    zero = jnp.asarray(rng.integers(0, 16, (k // 128, n)).astype(np.uint8))
+    x, delta = (jnp.asarray(rng.normal(size=(m, k)) * 3, dtype) for _ in range(2))
+    gain = jnp.asarray(rng.normal(size=(2, k)), dtype)
+    words, meta = to_tiles(packed, scale, zero, group_size=128)
+    if gated:
+        words, meta = interleave_strips(words), interleave_strips(meta)
+    total, normed = add_rms_norm_reference(x, delta, gain, jnp.int32(LAYER), eps=1e-5)
+    exact = np.asarray(normed, np.float64) @ np.asarray(dequantize(packed, scale, zero, group_size=128), np.float64).T
+    if gated:
+        gate, up = np.split(exact, 2, axis=1)
+        exact = gate / (1 + np.exp(-gate)) * up
+    grid, rounds = config.grid(n // 16)
+    threads = Int4Threads(monkeypatch, 1 << 21)
+    stacks = [np.stack([np.full_like(a, 0x7F), a]) for a in (np.asarray(words), np.asarray(meta))]
+    refs = [threads.put(np.asarray(a)) for a in (x, delta, gain, *stacks, np.array([LAYER], np.int32))]
+    sums, out = threads.put(np.zeros((m, k), np.uint16)), threads.put(np.full(exact.shape, np.nan, np.float16))
+    ring = threads.put(np.full(config.shared_bytes(m, 1, rounds, k), 0xFF, np.uint8))
+    after = threads.put(np.full(256, 0x5A, np.uint8))
+    refs += [sums, out, Ref(address=ring.address)]
+    with np.errstate(all="ignore"):
+        for threads.block in range(grid):
+            _Emitter(m, k, n, n // 16, k // 128, 1, dtype, config, gated, 1e-5).emit(*refs)
+    half = np.dtype(jnp.dtype(dtype))
+    np.testing.assert_array_equal(threads.get(sums, half), np.asarray(total))
+    found = threads.get(out, half).astype(np.float64)
+    assert relative(found, exact) < (4e-3 if dtype == "bfloat16" else 5e-4)
+    assert (threads.get(after, np.uint8) == 0x5A).all(), "nothing is written past the shared memory"
