@@ -48,7 +48,7 @@ TESTS = "-m pytest -o addopts=--import-mode=importlib -m gpu --noconftest -p no:
 ENGINE = "scripts/bench_engine.py --json {json} --measure first-token,prefill,decode --concurrency 1,16,64,256"
 LOAD = (
     "scripts/bench_engine.py --json {json} --measure load --shape llama-3-8b --weights w4a16 --device-memory 24 "
-    "--concurrency 256 --requests 400"
+    "--concurrency 256 --requests 512 --lengths fixed --prompt 1024 --new 512 --max-prefill-token-num 2048"
 )
 KERNELS = "scripts/bench_kernels.py {kernel} --json {{json}}"
 QUANTIZE = "scripts/bench_quantize.py --json {json} --method awq_gptq"

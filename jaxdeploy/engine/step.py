@@ -100,7 +100,11 @@ def run_model(
     # A decode step samples at one place a row; the sampler may have room for more.
     bucket = layout.bucket
     places = bucket.rows if bucket.decode else bucket.sampler_rows
-    logits = next_logits(model, params, hidden[inputs.picks[:places]])
+    picks = inputs.picks[:places]
+    if places == 1 and not bucket.decode:
+        # Without XLA's own matmuls (DENSE_OPTIONS) a product with one vector widens the whole output matrix to float32 in memory.
+        picks = jnp.repeat(picks, 2)
+    logits = next_logits(model, params, hidden[picks])[:places]
     scores = Scores(jnp.pad(logits, ((0, bucket.sampler_rows - places), (0, 0))), inputs.sampler_rows)
     tokens = jnp.pad(likeliest(logits), (0, bucket.sampler_rows - places))
     made = pages, scores, _keep(last_token, scores, tokens)[0], tokens
