@@ -23,6 +23,8 @@ from pallas_kernels.device import current_gpu
 _log = logging.getLogger(__name__)
 LEAST_CORES, MOST_WORKERS = 8, 12
 """With fewer cores, importing JAX in every process costs what they save. A first start has about 30 programs."""
+LEAST_PROGRAMS = 4
+"""Fewer are traced while the processes would still be importing."""
 SETTINGS = (
     "jax_enable_x64",
     "jax_default_matmul_precision",
@@ -63,9 +65,11 @@ class Tracers:
         command = [sys.executable, "-m", "jaxdeploy.engine.trace_worker"]
         try:
             for _ in range(self.count):
-                self._workers.append(
-                    subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+                # In a session of its own: a Ctrl-C is this process's matter, which ends them.
+                worker = subprocess.Popen(
+                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True
                 )
+                self._workers.append(worker)
         except OSError as error:
             _log.warning("programs are traced one after another: %s", error)
 
@@ -82,10 +86,10 @@ class Tracers:
         self._workers = []
 
     def lower(self, programs: ProgramSet, names: list[ProgramName]) -> Iterator[tuple[ProgramName, jax.stages.Lowered]]:
-        """Each named program, lowered, as it becomes ready."""
-        if self.count:
+        """Each named program, lowered, as it becomes ready; processes are started for several only."""
+        if len(names) >= LEAST_PROGRAMS:
             self.start()
-        if not self._workers:
+        if not self._workers or not names:
             for name in names:
                 yield name, programs[name].lower()
             return

@@ -75,6 +75,7 @@ def test_what_a_gpu_runs_is_traced_without_one(monkeypatch):
 def test_processes_trace_what_is_asked_for():
     wanted = programs()
     with Tracers(1) as pool:
+        pool.start()
         made = dict(pool.lower(wanted, [BUCKET, SAMPLER]))
     assert list(made) == [BUCKET, SAMPLER]
     arguments = filled(wanted[SAMPLER].arguments)
@@ -88,9 +89,18 @@ def test_a_process_that_fails_is_done_without(command, monkeypatch, caplog):
     start = partial(tracers.subprocess.Popen, stdin=-1, stdout=-1)
     monkeypatch.setattr(tracers.subprocess, "Popen", lambda *_, **__: start([tracers.sys.executable, "-c", command]))
     with caplog.at_level(logging.WARNING), Tracers(2) as pool:
+        pool.start()
         made = dict(pool.lower(programs(), [SAMPLER]))
     assert list(made) == [SAMPLER]
     assert "goes on without it" in caplog.text
+
+
+def test_none_is_started_for_nothing(monkeypatch):
+    """As when all programs, or all but one, are in the program cache."""
+    monkeypatch.setattr(tracers.subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
+    with Tracers(2) as pool:
+        assert list(pool.lower(programs(), [])) == []
+        assert [name for name, _ in pool.lower(programs(), [SAMPLER])] == [SAMPLER]
 
 
 def test_a_cpu_has_none():
