@@ -17,11 +17,12 @@ from jaxdeploy.engine.phases import timed
 from jaxdeploy.engine.scheduler import StepPlan
 from jaxdeploy.engine.small_chunks import keep_small_chunks_apart
 from jaxdeploy.engine.step_programs import Progress, StepPrograms
+from jaxdeploy.errors import MemoryBudgetError
 from jaxdeploy.model.decoder import Decoder
 from jaxdeploy.sampling.extent import Extent
 from jaxdeploy.sampling.sampler import Sampled
 from jaxdeploy.sampling.slots import SlotOptions, SlotState
-from jaxdeploy.weights.packing_together import allocate_beside
+from jaxdeploy.weights.packing_together import allocate_beside, out_of_memory
 from jaxdeploy.weights.tiled_tensor import tile_weights
 
 log = logging.getLogger(__name__)
@@ -76,7 +77,16 @@ class Executor:
         self.programs = programs or StepPrograms(model, params, options, limits, device)
         self.model, self.limits = model, limits
         with timed(self._start_seconds, "allocate pages"):
-            self.params, self.pages = allocate_beside(params, self.programs.create_pages)
+            try:
+                self.params, self.pages = allocate_beside(params, self.programs.create_pages)
+            except jax.errors.JaxRuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+                raise MemoryBudgetError(
+                    f"the device has no room for a KV cache of {self.memory.pool_bytes / 2**30:.2f} GiB beside weights of "
+                    f"{self.memory.weight_bytes / 2**30:.2f} GiB, though it should; does another program use it? A lower "
+                    f"cache_max_entry_count than {options.cache_max_entry_count} asks for less"
+                ) from error
         # Committed to the device, as what a step returns is: `admit` and `set_mask` would compile once more otherwise.
         self.state = jax.device_put(self.programs.create_state(), device)
         self._scores = jax.device_put(self.programs.create_scores(), device)

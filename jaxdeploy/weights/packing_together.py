@@ -33,8 +33,13 @@ def allocate_beside[Held](tree: Any, create: Callable[[], Held]) -> tuple[Any, H
     try:
         return tree, jax.block_until_ready(create())
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not out_of_memory(error):
             raise
     _log.info("the weights lie scattered over the memory; packing them together")
     tree = packed_together(tree)
     return tree, jax.block_until_ready(create())
+
+
+def out_of_memory(error: jax.errors.JaxRuntimeError) -> bool:
+    """Was there no room, or is it something else?"""
+    return "RESOURCE_EXHAUSTED" in str(error)

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 
 import jax
 import pytest
-from support.tiny_engine import CONFIG, tiny_parameters
+from support.tiny_engine import CONFIG, tiny_engine, tiny_parameters
 
 from jaxdeploy.cache.kv_pages import page_bytes
 from jaxdeploy.cache.sizing import MARGIN_BYTES, tree_bytes
 from jaxdeploy.config.engine import EngineConfig
+from jaxdeploy.engine import executor
 from jaxdeploy.engine.buckets import Buckets
 from jaxdeploy.engine.limits import Limits
 from jaxdeploy.engine.memory import plan_memory, step_memory
@@ -97,3 +98,23 @@ def test_a_cpu_gets_no_more_pages_than_sequences_can_fill(params):
 def test_session_len_beyond_the_models_positions_is_refused(params):
     with pytest.raises(ConfigError, match="session_len=129 is longer than the model's context of 128"):
         plan(params, Card(GIB), session_len=129)
+
+
+@pytest.mark.parametrize(
+    ("said", "raised", "match"),
+    [
+        (
+            "RESOURCE_EXHAUSTED: Out of memory",
+            MemoryBudgetError,
+            r"no room for a KV cache of 0\.00 GiB .* than 64 asks for less",
+        ),
+        ("INTERNAL: broken", jax.errors.JaxRuntimeError, "INTERNAL: broken"),
+    ],
+)
+def test_pages_that_find_no_room_are_said_with_the_way_out(monkeypatch, said, raised, match):
+    def full(params, create):
+        raise jax.errors.JaxRuntimeError(said)
+
+    monkeypatch.setattr(executor, "allocate_beside", full)
+    with pytest.raises(raised, match=match):
+        tiny_engine()
