@@ -57,7 +57,7 @@ class Tracers:
 
     def start(self) -> None:
         """Start the processes, if they have not been."""
-        if self._workers:
+        if self._workers or not sys.executable:  # none where Python is part of another program
             return
         path = [str(Path(jaxdeploy.__path__[0]).parent), os.environ.get("PYTHONPATH", "")]
         environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
