@@ -40,6 +40,6 @@ def allocate_beside[Held](tree: Any, create: Callable[[], Held]) -> tuple[Any, H
     return tree, jax.block_until_ready(create())
 
 
-def out_of_memory(error: jax.errors.JaxRuntimeError) -> bool:
+def out_of_memory(error: Exception) -> bool:
     """Was there no room, or is it something else?"""
     return "RESOURCE_EXHAUSTED" in str(error)
