@@ -35,9 +35,10 @@ from step_kernels import H100
 
 from pallas_kernels.int4_matmul import choice
 from pallas_kernels.int4_matmul.choice import Config, Shape
-from pallas_kernels.int4_matmul.mosaic_warp import WarpConfig, int4_matmul_warp
+from pallas_kernels.int4_matmul.mosaic_warp import int4_matmul_warp
 from pallas_kernels.int4_matmul.mosaic_wgmma import WgmmaConfig, int4_matmul_wgmma
 from pallas_kernels.int4_matmul.tiles import groups_per_tile, padded
+from pallas_kernels.int4_matmul.warp_cut import WarpConfig
 
 COUNTED = ("HGMMA", "HMMA", "UTMALDG", "UTMASTG", "LDGSTS.128", "LDS.128", "LDSM", "LDL", "STL")
 """Tensor cores; copies by the copy engine, in and out; asynchronous copies and loads of 16 bytes; ldmatrix; spills."""

@@ -9,7 +9,8 @@ from jaxtyping import Array, Float, Int32
 
 from pallas_kernels.device import gpu_capability
 from pallas_kernels.int4_matmul.api import int4_matmul_tiles
-from pallas_kernels.int4_matmul.tiles import BLOCK
+from pallas_kernels.int4_matmul.tiles import BLOCK, groups_per_tile, padded
+from pallas_kernels.rms_norm import mosaic
 from pallas_kernels.rms_norm.api import add_rms_norm
 
 MOST_TOKENS = 2
@@ -47,9 +48,7 @@ def norm_int4_matmul_tiles(
 
     def apart(x, delta, gain, words, meta, layer):
         total, normed = add_rms_norm(x, delta, gain, layer, eps=eps)
-        product = int4_matmul_tiles(
-            normed, words, meta, layer, outputs=outputs, group_size=group_size, gated=gated
-        )  # fmt: skip
+        product = int4_matmul_tiles(normed, words, meta, layer, outputs=outputs, group_size=group_size, gated=gated)
         return total, product
 
     arrays = x, delta, gain, words, meta, layer
@@ -68,9 +67,7 @@ def norm_int4_matmul_tiles(
 def _config(x: jax.Array, delta: jax.Array, gain: jax.Array, outputs: int, group_size: int, gated: bool):
     """How one kernel is cut; None if it can't take the call or another than the warp kernel is faster."""
     from pallas_kernels.int4_matmul import choice
-    from pallas_kernels.int4_matmul.mosaic_warp import MAX_SHARED, WarpConfig
-    from pallas_kernels.int4_matmul.tiles import groups_per_tile, padded
-    from pallas_kernels.rms_norm import mosaic
+    from pallas_kernels.int4_matmul.warp_cut import MAX_SHARED, WarpConfig
 
     tokens, inputs = x.shape
     if inputs % BLOCK or mosaic.reason_not(x, delta, gain):

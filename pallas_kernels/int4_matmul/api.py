@@ -141,8 +141,9 @@ def _tile_kernel(x, outputs: int, group_size: int, gated: bool, invariant: bool,
         return None
     # Here, not above: on a machine without a GPU nobody pays for Mosaic.
     from pallas_kernels.int4_matmul import choice
-    from pallas_kernels.int4_matmul.mosaic_warp import WarpConfig, int4_matmul_warp
+    from pallas_kernels.int4_matmul.mosaic_warp import int4_matmul_warp
     from pallas_kernels.int4_matmul.mosaic_wgmma import int4_matmul_wgmma
+    from pallas_kernels.int4_matmul.warp_cut import WarpConfig
 
     capability = gpu_capability()
     shape = choice.Shape(x.shape[0], x.shape[1], outputs, group_size)

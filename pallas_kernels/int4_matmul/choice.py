@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pallas_kernels.device import HOPPER, HOPPER_TABLE, device_name
-from pallas_kernels.int4_matmul.mosaic_warp import MAX_SHARED, WarpConfig
 from pallas_kernels.int4_matmul.mosaic_wgmma import MULTIPROCESSORS, WgmmaConfig
 from pallas_kernels.int4_matmul.tiles import BLOCK, STRIP, groups_per_tile, padded
+from pallas_kernels.int4_matmul.warp_cut import MAX_SHARED, WarpConfig
 
 Config = WarpConfig | WgmmaConfig
 KINDS: dict[str, type[WarpConfig] | type[WgmmaConfig]] = {"warp": WarpConfig, "wgmma": WgmmaConfig}

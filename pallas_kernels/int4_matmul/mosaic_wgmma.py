@@ -21,8 +21,8 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int32
 
 from pallas_kernels import ptx
-from pallas_kernels.int4_matmul.mosaic_warp import MAX_SHARED
 from pallas_kernels.int4_matmul.tiles import BLOCK, STRIP
+from pallas_kernels.int4_matmul.warp_cut import MAX_SHARED
 from pallas_kernels.int4_matmul.wgmma_registers import SWIZZLED, dequantized, multiplied, store_part, zeros
 
 MULTIPROCESSORS = 132

@@ -17,9 +17,10 @@ from pallas_kernels.device import device_name
 from pallas_kernels.int4_matmul import choice
 from pallas_kernels.int4_matmul.cases import MODELS, cases_of, random_tiles
 from pallas_kernels.int4_matmul.choice import MULTIPROCESSORS, Config, Shape, fits, tails
-from pallas_kernels.int4_matmul.mosaic_warp import MAX_SHARED, WarpConfig, int4_matmul_warp
+from pallas_kernels.int4_matmul.mosaic_warp import int4_matmul_warp
 from pallas_kernels.int4_matmul.mosaic_wgmma import WgmmaConfig, int4_matmul_wgmma
 from pallas_kernels.int4_matmul.tiles import groups_per_tile, padded
+from pallas_kernels.int4_matmul.warp_cut import MAX_SHARED, WarpConfig
 from pallas_kernels.timing import microseconds
 
 FIRST_MODELS = ("llama-3-8b", "internlm2.5-1.8b", "internlm2.5-7b", "qwen2.5-7b", "mistral-7b")

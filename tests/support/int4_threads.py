@@ -6,7 +6,7 @@ import numpy as np
 from support.thread_emulator import _ARITH, THREADS, Threads, _constant, value
 
 from pallas_kernels import ptx
-from pallas_kernels.int4_matmul import mosaic_warp
+from pallas_kernels.int4_matmul import warp_code
 from pallas_kernels.ptx import Int
 
 
@@ -17,8 +17,8 @@ class Int4Threads(Threads):
         super().__init__(monkeypatch, size)
         self.block = 0
         self.read_bytes = 0
-        monkeypatch.setattr(mosaic_warp, "arith", _ARITH)
-        monkeypatch.setattr(mosaic_warp, "utils", SimpleNamespace(c=_constant, when=self.when))
+        monkeypatch.setattr(warp_code, "arith", _ARITH)
+        monkeypatch.setattr(warp_code, "utils", SimpleNamespace(c=_constant, when=self.when))
         monkeypatch.setattr(ptx, "block_index", lambda: Int(value(self.block, np.uint32)))
 
     def asm(self, text: str, *operands, results=(), pure=False):

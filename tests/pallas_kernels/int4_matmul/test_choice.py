@@ -10,9 +10,9 @@ from pallas_kernels.int4_matmul import choice
 from pallas_kernels.int4_matmul.api import int4_matmul_tiles
 from pallas_kernels.int4_matmul.cases import all_cases
 from pallas_kernels.int4_matmul.choice import Shape, choose, fits
-from pallas_kernels.int4_matmul.mosaic_warp import WarpConfig
 from pallas_kernels.int4_matmul.mosaic_wgmma import WgmmaConfig
 from pallas_kernels.int4_matmul.tiles import groups_per_tile
+from pallas_kernels.int4_matmul.warp_cut import WarpConfig
 
 CASES = all_cases()
 ROWS = (1, 2, 5, 8, 16, 17, 32, 33, 64, 65, 128, 200, 256, 512, 2048, 8192)

@@ -9,8 +9,8 @@ import pytest
 
 from pallas_kernels.int4_matmul import choice, tuning
 from pallas_kernels.int4_matmul.choice import Shape, fits
-from pallas_kernels.int4_matmul.mosaic_warp import WarpConfig
 from pallas_kernels.int4_matmul.mosaic_wgmma import WgmmaConfig
+from pallas_kernels.int4_matmul.warp_cut import WarpConfig
 
 
 def parsed(*arguments: str) -> argparse.Namespace:

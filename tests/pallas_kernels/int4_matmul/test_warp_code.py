@@ -7,9 +7,10 @@ import pytest
 from support.int4_threads import Int4Threads
 from support.thread_emulator import Ref
 
-from pallas_kernels.int4_matmul.mosaic_warp import TILE_BYTES, WarpConfig, _Emitter
 from pallas_kernels.int4_matmul.reference import dequantize
 from pallas_kernels.int4_matmul.tiles import groups_per_tile, interleave_strips, padded, to_tiles
+from pallas_kernels.int4_matmul.warp_code import WarpCode
+from pallas_kernels.int4_matmul.warp_cut import TILE_BYTES, WarpConfig
 from pallas_kernels.rms_norm.reference import add_rms_norm_reference
 
 LAYER = 1
@@ -42,7 +43,7 @@ def run(monkeypatch, m: int, k: int, n: int, group_size: int, config: WarpConfig
     refs += [out, Ref(address=ring.address)]
     with np.errstate(all="ignore"):
         for threads.block in range(grid):
-            emitter = _Emitter(m, k, n, outputs // 16, inputs // 128, groups, dtype, config, gated)
+            emitter = WarpCode(m, k, n, outputs // 16, inputs // 128, groups, dtype, config, gated)
             emitter.emit(*refs)
     half = np.dtype(jnp.dtype(dtype))
     return threads.get(out, half).astype(np.float64), exact, threads
@@ -98,7 +99,7 @@ def test_a_token_has_the_same_bits_whatever_batch_it_is_in(monkeypatch):
         out = threads.put(np.zeros((m, 32), np.uint16))
         ring = threads.put(np.zeros(config.shared_bytes(m, 1, 1), np.uint8))
         refs += [out, Ref(address=ring.address)]
-        _Emitter(m, 512, 32, 2, 4, 1, "bfloat16", config, False).emit(*refs)
+        WarpCode(m, 512, 32, 2, 4, 1, "bfloat16", config, False).emit(*refs)
         found[m] = threads.get(out, np.uint16).copy()
     np.testing.assert_array_equal(found[1], found[9][:1])
     np.testing.assert_array_equal(found[4], found[9][:4])
@@ -145,7 +146,7 @@ def test_the_norm_before_it_can_be_part_of_it(monkeypatch, m, k, n, config, gate
     refs += [sums, out, Ref(address=ring.address)]
     with np.errstate(all="ignore"):
         for threads.block in range(grid):
-            _Emitter(m, k, n, n // 16, k // 128, 1, dtype, config, gated, 1e-5).emit(*refs)
+            WarpCode(m, k, n, n // 16, k // 128, 1, dtype, config, gated, 1e-5).emit(*refs)
     half = np.dtype(jnp.dtype(dtype))
     np.testing.assert_array_equal(threads.get(sums, half), np.asarray(total))
     found = threads.get(out, half).astype(np.float64)
