@@ -115,7 +115,7 @@ class StepLayout:
     def advance[Packed: (np.ndarray, Array)](self, packed: Packed) -> Packed:
         """What a decode step is fed after the one that was fed ``packed``, if the same rows go on on the same pages.
 
-        The step works this out on the device, so such a step uploads nothing; the host works it out too, to know that. A prefill
+        The step works this out on the device, so such a step uploads nothing (``DeviceInputs`` knows which they are). A prefill
         step is not followed by one like it: its inputs stay as they are.
         """
         if not self.bucket.decode:

@@ -1,5 +1,6 @@
 """What steps are fed, as it stands on the device."""
 
+from array import array
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,12 +20,12 @@ class FedRow:
 
     row: PlannedRow
     slot: int | None
-    pages: tuple[int, ...]
+    pages: "array[int]"
 
     @classmethod
     def of(cls, row: PlannedRow) -> "FedRow":
         """As it is now."""
-        return cls(row, row.sequence.slot, tuple(row.sequence.pages))
+        return cls(row, row.sequence.slot, row.sequence.pages[:])
 
     def goes_on_as(self, row: PlannedRow) -> bool:
         """Is ``row`` the next token of the same answer, on the same pages, and known to the device alone?"""
@@ -37,8 +38,7 @@ class FedRow:
             and len(sequence.token_ids) <= row.start
             and not (row.draft or last.draft)
             and sequence.slot == self.slot
-            and len(sequence.pages) == len(self.pages)
-            and tuple(sequence.pages) == self.pages
+            and sequence.pages == self.pages
         )
 
 
@@ -70,11 +70,9 @@ class DeviceInputs:
         """What must be uploaded before the bucket's next step, which is ``plan``; None if the last one left it there."""
         before = self._fed.get(bucket, [])
         if bucket.decode and len(before) == len(plan.rows):
-            pairs = zip(before, plan.rows, strict=True)
+            pairs = list(zip(before, plan.rows, strict=True))
             if all(fed.goes_on_as(row) for fed, row in pairs):
-                self._fed[bucket] = [
-                    FedRow(row, fed.slot, fed.pages) for fed, row in zip(before, plan.rows, strict=True)
-                ]
+                self._fed[bucket] = [FedRow(row, fed.slot, fed.pages) for fed, row in pairs]
                 return None
         self._fed[bucket] = [FedRow.of(row) for row in plan.rows]
         return self._layouts[bucket].pack(plan)

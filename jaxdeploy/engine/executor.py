@@ -92,7 +92,7 @@ class Executor:
         self._scores = jax.device_put(self.programs.create_scores(), device)
         self.steps = 0
         self.host_seconds: dict[str, float] = dict.fromkeys(HOST_WORK, 0.0)
-        self._inputs = DeviceInputs(self.programs.layouts, device)
+        self._inputs = DeviceInputs(self.programs.wanted.layouts, device)
         self._small_chunks = keep_small_chunks_apart(device) if device.platform == "gpu" else None
         self._compiled_by_warm_up = 0
         self._masked: set[int] = set()  # slots that a grammar restricts now

@@ -8,18 +8,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdeploy.cache.kv_pages import KVPages, page_bytes
+from jaxdeploy.cache.kv_pages import page_bytes
 from jaxdeploy.cache.sizing import MARGIN_BYTES, MemoryPlan, count_pages, device_bytes, tree_bytes
 from jaxdeploy.config.engine import EngineConfig
-from jaxdeploy.engine.batch import StepLayout
 from jaxdeploy.engine.buckets import Buckets
 from jaxdeploy.engine.limits import Limits
 from jaxdeploy.engine.program_cache import ProgramCache
-from jaxdeploy.engine.step import Scores, model_program, sampler_program
+from jaxdeploy.engine.program_set import ProgramSet, create_state
 from jaxdeploy.errors import MemoryBudgetError
 from jaxdeploy.model.decoder import Decoder
 from jaxdeploy.sampling.extent import Extent
-from jaxdeploy.sampling.slots import SlotState
 
 CPU_POOL_BYTES = 2**30
 QUICK_OPTIONS: dict[str, dict[str, str | bool | int | float]] = {"gpu": {"xla_gpu_autotune_level": 0}}
@@ -60,7 +58,7 @@ def plan_memory(
         page_size=limits.page_size,
         dtype_bytes=jnp.dtype(limits.dtype).itemsize,
     )
-    state = jax.eval_shape(lambda: SlotState.create(limits.batch_size + 1, model.config.vocab_size))
+    state = jax.eval_shape(lambda: create_state(model.config, limits))
     weight_bytes, state_bytes = tree_bytes(params), tree_bytes(state)
     by_share = options.cache_max_entry_count < 1
     step_bytes = 0
@@ -98,23 +96,11 @@ def step_memory(
 
     Looked up in a model of few layers: the others use the same buffers again.
     """
-    model, params = _with_few_layers(model, params)
-    config = model.config
-    pages = jax.eval_shape(
-        lambda: KVPages.create(
-            config, 1, page_size=limits.page_size, quant_policy=options.quant_policy, dtype=limits.dtype
-        )
+    few = ProgramSet.of(
+        *_with_few_layers(model, params), options, limits, buckets, num_pages=1, platform=jax.default_backend()
     )
-    state = jax.eval_shape(lambda: SlotState.create(limits.batch_size + 1, config.vocab_size))
-    scores = {rows: jax.eval_shape(lambda r=rows: Scores.create(r, config.vocab_size)) for rows in buckets.sampler_rows}
-    models = [
-        model_program(
-            model, StepLayout(bucket, limits.table_width, limits.batch_size), params, pages,
-            scores[bucket.sampler_rows], state.last_token,
-        )
-        for bucket in buckets.largest
-    ]  # fmt: skip
-    samplers = [sampler_program(extent, state, scores[max(scores)]) for extent in (Extent.FILTER, Extent.ALL)]
+    models = [few[bucket] for bucket in buckets.largest]
+    samplers = [few[extent, max(few.scores)] for extent in (Extent.FILTER, Extent.ALL)]
 
     def compute() -> int:
         on_compiling()
@@ -126,7 +112,7 @@ def step_memory(
         # A step's model may start before the sampler of the one before it has given back what it used.
         return max(own[: len(models)]) + max(own[len(models) :])
 
-    return programs.number(models + samplers, compute) + tree_bytes(scores)
+    return programs.number(models + samplers, compute) + tree_bytes(few.scores)
 
 
 def _with_few_layers(model: Decoder, params: dict) -> tuple[Decoder, dict]:

@@ -4,10 +4,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
+from jax.sharding import Sharding
 
 from jaxdeploy.cache.kv_pages import KVPages
+from jaxdeploy.config.engine import EngineConfig
+from jaxdeploy.config.model import ModelConfig
 from jaxdeploy.engine.batch import StepLayout
-from jaxdeploy.engine.buckets import Bucket
+from jaxdeploy.engine.buckets import Bucket, Buckets
+from jaxdeploy.engine.limits import Limits
 from jaxdeploy.engine.step import Program, Scores, model_program, sampler_program
 from jaxdeploy.model.decoder import Decoder
 from jaxdeploy.sampling.extent import Extent
@@ -17,9 +21,26 @@ type ProgramName = Bucket | tuple[Extent, int]
 """Of a model its bucket, of a sampler its extent and number of rows."""
 
 
+def create_pages(config: ModelConfig, options: EngineConfig, limits: Limits, num_pages: int) -> KVPages:
+    """The pool that an engine's programs work on."""
+    return KVPages.create(
+        config, num_pages, page_size=limits.page_size, quant_policy=options.quant_policy, dtype=limits.dtype
+    )
+
+
+def create_state(config: ModelConfig, limits: Limits) -> SlotState:
+    """The sampler's state: a slot for each answer, and one for padding."""
+    return SlotState.create(limits.batch_size + 1, config.vocab_size)
+
+
+def create_scores(config: ModelConfig, buckets: Buckets) -> dict[int, Scores]:
+    """What models hand to samplers, by number of rows."""
+    return {rows: Scores.create(rows, config.vocab_size) for rows in buckets.sampler_rows}
+
+
 @dataclass(frozen=True)
 class ProgramSet:
-    """All programs of an engine, for shapes alone. It can be pickled, but for shapes that name a device (``anywhere``).
+    """All programs of an engine, for shapes alone. It can be pickled while the shapes name no device (``placed``).
 
     Attributes:
         layouts: of each bucket.
@@ -34,6 +55,32 @@ class ProgramSet:
     state: SlotState
     scores: dict[int, Scores]
     platform: str
+
+    @classmethod
+    def of(
+        cls,
+        model: Decoder,
+        weights: dict,
+        options: EngineConfig,
+        limits: Limits,
+        buckets: Buckets,
+        *,
+        num_pages: int,
+        platform: str,
+    ) -> "ProgramSet":
+        """Those for a pool of so many pages; shapes name no device, whatever those of ``weights`` do."""
+        config = model.config
+        pages, state, scores = jax.eval_shape(
+            lambda: (
+                create_pages(config, options, limits, num_pages),
+                create_state(config, limits),
+                create_scores(config, buckets),
+            )
+        )
+        layouts = {
+            bucket: StepLayout(bucket, limits.table_width, padding_slot=limits.batch_size) for bucket in buckets.all
+        }
+        return cls(model, layouts, weights, pages, state, scores, platform).placed(None)
 
     def __getitem__(self, name: ProgramName) -> Program:
         """The program of that name."""
@@ -52,12 +99,12 @@ class ProgramSet:
         samplers = [(extent, rows) for extent in Extent if extent is not Extent.GREEDY for rows in self.scores]
         return [*reversed(self.layouts), *samplers]
 
-    def anywhere(self) -> "ProgramSet":
-        """The same on no device in particular."""
+    def placed(self, sharding: Sharding | None) -> "ProgramSet":
+        """The same for arrays of that sharding; None is on no device in particular."""
+
+        def described(leaf: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
         shapes = self.weights, self.pages, self.state, self.scores
-        weights, pages, state, scores = jax.tree.map(_without_sharding, shapes)
+        weights, pages, state, scores = jax.tree.map(described, shapes)
         return replace(self, weights=weights, pages=pages, state=state, scores=scores)
-
-
-def _without_sharding(leaf: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)

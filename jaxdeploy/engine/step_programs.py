@@ -12,13 +12,12 @@ from jax.sharding import SingleDeviceSharding
 
 from jaxdeploy.cache.kv_pages import KVPages
 from jaxdeploy.config.engine import EngineConfig
-from jaxdeploy.engine.batch import StepLayout
 from jaxdeploy.engine.buckets import Bucket, Buckets
 from jaxdeploy.engine.limits import Limits
 from jaxdeploy.engine.memory import plan_memory
 from jaxdeploy.engine.phases import timed
 from jaxdeploy.engine.program_cache import ProgramCache
-from jaxdeploy.engine.program_set import ProgramName, ProgramSet
+from jaxdeploy.engine.program_set import ProgramName, ProgramSet, create_pages, create_scores, create_state
 from jaxdeploy.engine.step import LEAST_DENSE_ROWS, Scores
 from jaxdeploy.engine.tracers import Tracers
 from jaxdeploy.model.decoder import Decoder
@@ -52,13 +51,9 @@ class StepPrograms:
             places=1 + options.num_speculative_tokens,
             least_rows=LEAST_DENSE_ROWS if device.platform == "gpu" and config.quantization is None else 1,
         )
-        self.layouts = {
-            bucket: StepLayout(bucket, limits.table_width, padding_slot=limits.batch_size)
-            for bucket in self.buckets.all
-        }
         self.models: dict[Bucket, Callable] = {}
         self.samplers: dict[tuple[Extent, int], Callable] = {}
-        self._model, self._options, self._limits = model, options, limits
+        self._config, self._options, self._limits = config, options, limits
         self._cache = ProgramCache.beside_jax()
         self._tracers = Tracers.for_platform(device.platform)
         with timed(self.start_seconds, "plan memory"), contextlib.ExitStack() as unless_planned:
@@ -67,27 +62,21 @@ class StepPrograms:
                 model, weights, options, limits, self.buckets, device, self._cache, on_compiling=self._tracers.start
             )
             unless_planned.pop_all()
-        held = jax.eval_shape(lambda: (self.create_pages(), self.create_state(), self.create_scores()))
-        weights, pages, state, scores = _described((weights, *held), device)
-        self.wanted = ProgramSet(model, self.layouts, weights, pages, state, scores, device.platform)
+        self.wanted = ProgramSet.of(
+            model, weights, options, limits, self.buckets, num_pages=self.memory.num_pages, platform=device.platform
+        ).placed(SingleDeviceSharding(device))
 
     def create_pages(self) -> KVPages:
         """The pool that the programs work on."""
-        return KVPages.create(
-            self._model.config,
-            self.memory.num_pages,
-            page_size=self._limits.page_size,
-            quant_policy=self._options.quant_policy,
-            dtype=self._limits.dtype,
-        )
+        return create_pages(self._config, self._options, self._limits, self.memory.num_pages)
 
     def create_state(self) -> SlotState:
-        """The sampler's state: a slot for each answer, and one for padding."""
-        return SlotState.create(self._limits.batch_size + 1, self._model.config.vocab_size)
+        """The sampler's state."""
+        return create_state(self._config, self._limits)
 
     def create_scores(self) -> dict[int, Scores]:
         """What models hand to samplers, by number of rows."""
-        return {rows: Scores.create(rows, self._model.config.vocab_size) for rows in self.buckets.sampler_rows}
+        return create_scores(self._config, self.buckets)
 
     def fit(self, weights: dict) -> bool:
         """Are these arrays what the programs are made for?"""
@@ -144,9 +133,3 @@ class StepPrograms:
             with timed(self.start_seconds, "compile steps"):
                 for job in as_completed(jobs):
                     keep(jobs[job], job.result())
-
-
-def _described(tree: Any, device: Any) -> Any:
-    """Shapes and dtypes of arrays on the device."""
-    there = SingleDeviceSharding(device)
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=there), tree)

@@ -95,7 +95,7 @@ class Tracers:
             return
         gpu = current_gpu() if programs.platform == "gpu" else None
         settings = {name: jax.config.values[name] for name in SETTINGS if name in jax.config.values}
-        task = pickle.dumps(Task(settings, gpu, programs.anywhere()))
+        task = pickle.dumps(Task(settings, gpu, programs.placed(None)))
         waiting: SimpleQueue[ProgramName] = SimpleQueue()
         for name in names:
             waiting.put(name)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import SingleDeviceSharding
 from support.tiny_engine import CONFIG
 
 from jaxdeploy.cache.kv_pages import KVPages
@@ -110,6 +111,6 @@ def test_a_cpu_has_none():
 
 
 def test_a_set_without_devices_can_be_pickled():
-    wanted = programs()
-    again = pickle.loads(pickle.dumps(wanted.anywhere()))
+    wanted = programs().placed(SingleDeviceSharding(jax.devices()[0]))
+    again = pickle.loads(pickle.dumps(wanted.placed(None)))
     assert [again[name].name for name in again.names()] == [wanted[name].name for name in wanted.names()]
