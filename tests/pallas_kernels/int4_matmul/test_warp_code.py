@@ -1,5 +1,7 @@
 """The warp kernel's per-thread code, run by an emulator: what a GPU computes, where there is no GPU."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,17 +15,33 @@ from pallas_kernels.int4_matmul.warp_code import WarpCode
 from pallas_kernels.int4_matmul.warp_cut import TILE_BYTES, WarpConfig
 from pallas_kernels.rms_norm.reference import add_rms_norm_reference
 
-LAYER = 1
+LAYER, EPS = 1, 1e-5
 
 
-def run(monkeypatch, m: int, k: int, n: int, group_size: int, config: WarpConfig, dtype: str, *, gated: bool = False):
-    """The kernel's output and the exact one, float64; and the emulator."""
+class Ran(NamedTuple):
+    """The kernel's output and the exact one, float64, the emulator, and of a norm the sum that it wrote and the one expected."""
+
+    found: np.ndarray
+    exact: np.ndarray
+    threads: Int4Threads
+    total: np.ndarray
+    expected_total: np.ndarray
+
+
+def run(
+    monkeypatch, m: int, k: int, n: int, group_size: int, config: WarpConfig, dtype: str,
+    *, gated: bool = False, norm: bool = False,
+) -> Ran:  # fmt: skip
+    """The whole grid, block by block."""
     rng = np.random.default_rng(m * k + n)
     packed = jnp.asarray(rng.integers(0, 256, (n, k // 2), dtype=np.uint8))
     scale = jnp.asarray(rng.uniform(0.01, 0.03, (k // group_size, n)), dtype)
     zero = jnp.asarray(rng.choice([0, 15, 7, 8], (k // group_size, n)).astype(np.uint8))
-    x = jnp.asarray(rng.normal(size=(m, k)), dtype)
-    exact = np.asarray(x, np.float64) @ np.asarray(dequantize(packed, scale, zero, group_size=group_size), np.float64).T
+    x, delta = (jnp.asarray(rng.normal(size=(m, k)), dtype) for _ in range(2))
+    gain = jnp.asarray(rng.normal(size=(LAYER + 1, k)), dtype)
+    total, normed = add_rms_norm_reference(x, delta, gain, jnp.int32(LAYER), eps=EPS)
+    factor = np.asarray(normed if norm else x, np.float64)
+    exact = factor @ np.asarray(dequantize(packed, scale, zero, group_size=group_size), np.float64).T
     words, meta = to_tiles(packed, scale, zero, group_size=group_size)
     if gated:
         words, meta = interleave_strips(words), interleave_strips(meta)
@@ -34,19 +52,25 @@ def run(monkeypatch, m: int, k: int, n: int, group_size: int, config: WarpConfig
     grid, rounds = config.grid(outputs // 16)
     threads = Int4Threads(monkeypatch, 1 << 21)
     other = np.full_like(np.asarray(words), 0x7F)
-    refs = [threads.put(np.asarray(x).view(np.uint16))]
+    given = (x, delta, gain) if norm else (x,)
+    refs = [threads.put(np.asarray(a).view(np.uint16)) for a in given]
     refs.append(threads.put(np.stack([other, np.asarray(words)])))
     refs.append(threads.put(np.stack([np.asarray(meta) * 0 + 0x7FC00000, np.asarray(meta)])))
     refs.append(threads.put(np.array([LAYER], np.int32)))
+    sums = threads.put(np.zeros((m, k), np.uint16))
     out = threads.put(np.full(exact.shape, np.nan, np.float16))
-    ring = threads.put(np.full(config.shared_bytes(m, groups, rounds), 0xFF, np.uint8))
-    refs += [out, Ref(address=ring.address)]
+    ring = threads.put(np.full(config.shared_bytes(m, groups, rounds, k if norm else 0), 0xFF, np.uint8))
+    after = threads.put(np.full(256, 0x5A, np.uint8))
+    refs += [*([sums] if norm else []), out, Ref(address=ring.address)]
     with np.errstate(all="ignore"):
         for threads.block in range(grid):
-            emitter = WarpCode(m, k, n, outputs // 16, inputs // 128, groups, dtype, config, gated)
-            emitter.emit(*refs)
+            WarpCode(
+                m, k, n, outputs // 16, inputs // 128, groups, dtype, config, gated, EPS if norm else None
+            ).emit(*refs)  # fmt: skip
+    assert (threads.get(after, np.uint8) == 0x5A).all(), "nothing is written past the shared memory"
     half = np.dtype(jnp.dtype(dtype))
-    return threads.get(out, half).astype(np.float64), exact, threads
+    found = threads.get(out, half).astype(np.float64)
+    return Ran(found, exact, threads, threads.get(sums, half), np.asarray(total))
 
 
 def relative(found: np.ndarray, exact: np.ndarray) -> float:
@@ -67,7 +91,7 @@ def relative(found: np.ndarray, exact: np.ndarray) -> float:
 )
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_the_kernel_multiplies(monkeypatch, m, k, n, group_size, config, dtype):
-    found, exact, threads = run(monkeypatch, m, k, n, group_size, config, dtype)
+    found, exact, threads, *_ = run(monkeypatch, m, k, n, group_size, config, dtype)
     assert np.isfinite(found).all(), "every output is written"
     assert relative(found, exact) < (4e-3 if dtype == "bfloat16" else 4e-4)
     tiles = padded(n, k)[0] // 16 * (padded(n, k)[1] // 128)
@@ -80,7 +104,7 @@ def test_the_kernel_multiplies(monkeypatch, m, k, n, group_size, config, dtype):
 
 @pytest.mark.parametrize("config", [WarpConfig(2, 4, 2), WarpConfig(4, 4, 2), WarpConfig(2, 4, 3, blocks=2)])
 def test_the_gated_kernel_applies_the_gate(monkeypatch, config):
-    found, exact, _ = run(monkeypatch, 5, 512, 128, 128, config, "bfloat16", gated=True)
+    found, exact, *_ = run(monkeypatch, 5, 512, 128, 128, config, "bfloat16", gated=True)
     assert found.shape == (5, 64)
     assert relative(found, exact) < 4e-3
 
@@ -121,34 +145,6 @@ def test_a_token_has_the_same_bits_whatever_batch_it_is_in(monkeypatch):
 )
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_the_norm_before_it_can_be_part_of_it(monkeypatch, m, k, n, config, gated, dtype):
-    """The same bits as the kernel alone, of what the norm's reference makes, but where that rounds otherwise."""
-    rng = np.random.default_rng(m * k)
-    packed = jnp.asarray(rng.integers(0, 256, (n, k // 2), dtype=np.uint8))
-    scale = jnp.asarray(rng.uniform(0.01, 0.03, (k // 128, n)), dtype)
-    zero = jnp.asarray(rng.integers(0, 16, (k // 128, n)).astype(np.uint8))
-    x, delta = (jnp.asarray(rng.normal(size=(m, k)) * 3, dtype) for _ in range(2))
-    gain = jnp.asarray(rng.normal(size=(2, k)), dtype)
-    words, meta = to_tiles(packed, scale, zero, group_size=128)
-    if gated:
-        words, meta = interleave_strips(words), interleave_strips(meta)
-    total, normed = add_rms_norm_reference(x, delta, gain, jnp.int32(LAYER), eps=1e-5)
-    exact = np.asarray(normed, np.float64) @ np.asarray(dequantize(packed, scale, zero, group_size=128), np.float64).T
-    if gated:
-        gate, up = np.split(exact, 2, axis=1)
-        exact = gate / (1 + np.exp(-gate)) * up
-    grid, rounds = config.grid(n // 16)
-    threads = Int4Threads(monkeypatch, 1 << 21)
-    stacks = [np.stack([np.full_like(a, 0x7F), a]) for a in (np.asarray(words), np.asarray(meta))]
-    refs = [threads.put(np.asarray(a)) for a in (x, delta, gain, *stacks, np.array([LAYER], np.int32))]
-    sums, out = threads.put(np.zeros((m, k), np.uint16)), threads.put(np.full(exact.shape, np.nan, np.float16))
-    ring = threads.put(np.full(config.shared_bytes(m, 1, rounds, k), 0xFF, np.uint8))
-    after = threads.put(np.full(256, 0x5A, np.uint8))
-    refs += [sums, out, Ref(address=ring.address)]
-    with np.errstate(all="ignore"):
-        for threads.block in range(grid):
-            WarpCode(m, k, n, n // 16, k // 128, 1, dtype, config, gated, 1e-5).emit(*refs)
-    half = np.dtype(jnp.dtype(dtype))
-    np.testing.assert_array_equal(threads.get(sums, half), np.asarray(total))
-    found = threads.get(out, half).astype(np.float64)
-    assert relative(found, exact) < (4e-3 if dtype == "bfloat16" else 5e-4)
-    assert (threads.get(after, np.uint8) == 0x5A).all(), "nothing is written past the shared memory"
+    ran = run(monkeypatch, m, k, n, 128, config, dtype, gated=gated, norm=True)
+    np.testing.assert_array_equal(ran.total, ran.expected_total)
+    assert relative(ran.found, ran.exact) < (4e-3 if dtype == "bfloat16" else 5e-4)
