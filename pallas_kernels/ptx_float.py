@@ -85,6 +85,12 @@ class Float:
         return _shuffle("bfly", self, mask)
 
 
+def from_lane_xor_word(x: Int, mask: int) -> Int:
+    """The word of the thread whose number differs in these bits."""
+    text = "shfl.sync.bfly.b32 $0, $1, $2, 31, 0xffffffff;"
+    return Int(_collective(text, x.value, ptx.constant(mask).value, result=ptx.i32()))
+
+
 def _shuffle(kind: str, x: Float, lane: Int | int) -> Float:
     operand = lane if isinstance(lane, Int) else ptx.constant(lane)
     text = f"shfl.sync.{kind}.b32 $0, $1, $2, 31, 0xffffffff;"

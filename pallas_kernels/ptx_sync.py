@@ -116,3 +116,17 @@ def store_global(address: Int, *words: Any) -> None:
 def sync_warpgroup(barrier: Int) -> None:
     """The 128 threads that name the same hardware barrier, 1..15."""
     utils.inline_ptx("bar.sync $0, 128;", barrier.value, convergent=True)
+
+
+def fence_gpu() -> None:
+    """Order this thread's accesses to global memory before it and after it, for all threads of the GPU."""
+    ptx.asm("fence.acq_rel.gpu;")
+
+
+def wait_global(address: Int) -> None:
+    """Until the word at this address is not 0; what was written before it was set (and fenced) can be read then."""
+    text = (
+        "{ .reg .pred unset; .reg .b32 word; AGAIN_${:uid}: ld.acquire.gpu.global.u32 word, [$0]; "
+        "setp.eq.u32 unset, word, 0; @unset bra AGAIN_${:uid}; }"
+    )
+    utils.inline_ptx(text, address.value, convergent=True)

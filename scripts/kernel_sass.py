@@ -35,10 +35,7 @@ from step_kernels import H100
 
 from pallas_kernels.int4_matmul import choice
 from pallas_kernels.int4_matmul.choice import Config, Shape
-from pallas_kernels.int4_matmul.mosaic_warp import int4_matmul_warp
-from pallas_kernels.int4_matmul.mosaic_wgmma import WgmmaConfig, int4_matmul_wgmma
 from pallas_kernels.int4_matmul.tiles import groups_per_tile, padded
-from pallas_kernels.int4_matmul.warp_cut import WarpConfig
 
 COUNTED = ("HGMMA", "HMMA", "UTMALDG", "UTMASTG", "LDGSTS.128", "LDS.128", "LDSM", "LDL", "STL")
 """Tensor cores; copies by the copy engine, in and out; asynchronous copies and loads of 16 bytes; ldmatrix; spills."""
@@ -162,20 +159,22 @@ def compile_cut(shape: Shape, config: Config, folder: Path, target: Target, dtyp
             ((1,), jnp.int32),
         )
     ]
-    kernel: Any = int4_matmul_warp if isinstance(config, WarpConfig) else int4_matmul_wgmma
     # It disassembles too, and says so on stderr where its nvdisasm is missing.
     root = str(Path(tool("nvdisasm")).parents[1])
     os.environ |= {"MOSAIC_GPU_DUMP_TO": str(folder), "MOSAIC_GPU_DUMP_PTX": "1", "MOSAIC_GPU_CUDA_ROOT": root}
     # Mosaic asks the process's own GPU for the architecture, and takes Hopper's where there is none.
     with mock.patch("jax.experimental.mosaic.gpu.utils._infer_arch", return_value=target.capability):
-        jax.jit(lambda *arrays: kernel(*arrays, outputs=shape.n, config=config)).lower(*described).compile()
+        jax.jit(lambda *arrays: choice.kernel_of(config)(*arrays, outputs=shape.n, config=config)).lower(
+            *described
+        ).compile()
     [ptx] = folder.glob("*.ptx")
     return ptx
 
 
 def config_of(fields: dict[str, int]) -> Config:
     """The cut that has these fields."""
-    return (WarpConfig if "strips" in fields else WgmmaConfig)(**fields)
+    kind = "warp" if "strips" in fields else "stream" if "cluster" in fields else "wgmma"
+    return choice.KINDS[kind](**fields)
 
 
 def wanted(options: argparse.Namespace) -> Iterator[tuple[Shape, Config]]:

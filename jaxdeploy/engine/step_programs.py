@@ -1,10 +1,9 @@
 """Every compiled program of an engine, and the memory plan that they are made for."""
 
 import contextlib
-import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -13,6 +12,7 @@ from jax.sharding import SingleDeviceSharding
 from jaxdeploy.cache.kv_pages import KVPages
 from jaxdeploy.config.engine import EngineConfig
 from jaxdeploy.engine.buckets import Bucket, Buckets
+from jaxdeploy.engine.compile_pool import MOST_THREADS, CompilePool, threads_that_fit
 from jaxdeploy.engine.limits import Limits
 from jaxdeploy.engine.memory import plan_memory
 from jaxdeploy.engine.phases import timed
@@ -26,7 +26,6 @@ from jaxdeploy.sampling.slots import SlotState
 
 Progress = Callable[[str, int, int], None]
 """Called with a phase ("load", "compile"), what is done and what there is to do."""
-COMPILE_THREADS = min(16, os.cpu_count() or 4)
 
 
 class StepPrograms:
@@ -62,6 +61,8 @@ class StepPrograms:
                 model, weights, options, limits, self.buckets, device, self._cache, on_compiling=self._tracers.start
             )
             unless_planned.pop_all()
+        free = self.memory.device_bytes - self.memory.weight_bytes
+        self._compile_threads = threads_that_fit(weights, free) if device.platform == "gpu" else MOST_THREADS
         self.wanted = ProgramSet.of(
             model, weights, options, limits, self.buckets, num_pages=self.memory.num_pages, platform=device.platform
         ).placed(SingleDeviceSharding(device))
@@ -113,7 +114,8 @@ class StepPrograms:
             if cancelled is not None and cancelled.is_set():
                 raise CancelledError
 
-        with self._tracers, ThreadPoolExecutor(COMPILE_THREADS) as pool:
+        compiling = CompilePool(self._cache.compile, self._compile_threads)
+        with self._tracers, compiling, ThreadPoolExecutor(MOST_THREADS) as pool:
             check()
             report()
             missing = []
@@ -124,12 +126,11 @@ class StepPrograms:
                         missing.append(name)
                     else:
                         keep(name, found)
-            jobs: dict[Future, ProgramName] = {}
             with timed(self.start_seconds, "trace steps"):
                 check()
                 for name, lowered in self._tracers.lower(self.wanted, missing):
-                    jobs[pool.submit(self._cache.compile, self.wanted[name], lowered)] = name
+                    compiling.submit(name, self.wanted[name], lowered)
                     check()
             with timed(self.start_seconds, "compile steps"):
-                for job in as_completed(jobs):
-                    keep(jobs[job], job.result())
+                for name, program in compiling.results():
+                    keep(name, program)

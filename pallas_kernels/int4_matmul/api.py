@@ -17,9 +17,9 @@ from pallas_kernels.int4_matmul.reference import int4_matmul_reference
 from pallas_kernels.int4_matmul.tiles import from_tiles, padded, separate_strips
 
 IMPLEMENTATIONS = ("reference",)
-TILE_IMPLEMENTATIONS = ("warp", "wgmma", "reference")
+TILE_IMPLEMENTATIONS = ("warp", "wgmma", "stream", "reference")
 OLDEST_GPU = (8, 0)
-"""Compute capability of the warp kernel: bfloat16 mma and asynchronous copies. ``wgmma`` is (9, 0)'s alone."""
+"""Compute capability of the warp kernel: bfloat16 mma and asynchronous copies. ``wgmma`` and ``stream`` are (9, 0)'s alone."""
 
 
 def int4_matmul(
@@ -136,24 +136,21 @@ def _tiles_reference(x, words, meta, layer, *, outputs: int, group_size: int, ga
 def _tile_kernel(x, outputs: int, group_size: int, gated: bool, invariant: bool, implementation: str | None):
     """The kernel as a function of (x, words, meta, layer), or None for the reference."""
     if implementation == "reference" or x.dtype not in (jnp.bfloat16, jnp.float16):
-        if implementation in ("warp", "wgmma"):
+        if implementation in ("warp", "wgmma", "stream"):
             raise ValueError(f"{implementation=} takes bfloat16 or float16 activations, found {x.dtype}")
         return None
     # Here, not above: on a machine without a GPU nobody pays for Mosaic.
     from pallas_kernels.int4_matmul import choice
     from pallas_kernels.int4_matmul.mosaic_warp import int4_matmul_warp
-    from pallas_kernels.int4_matmul.mosaic_wgmma import int4_matmul_wgmma
     from pallas_kernels.int4_matmul.warp_cut import WarpConfig
 
     capability = gpu_capability()
     shape = choice.Shape(x.shape[0], x.shape[1], outputs, group_size)
     wgmma = capability[0] == HOPPER[0]
-    if implementation == "wgmma" and not wgmma:
+    if implementation in ("wgmma", "stream") and not wgmma:
         raise ValueError(f"{implementation=} needs a Hopper GPU; this one has compute capability {capability}")
-    if invariant and implementation == "warp":
-        raise ValueError(
-            f"{implementation=} is one for few tokens alone; {invariant=} has wgmma or the reference for all"
-        )
+    if invariant and implementation in ("warp", "stream"):
+        raise ValueError(f"{implementation=} is cut by the batch; {invariant=} has wgmma or the reference for all")
     if capability < OLDEST_GPU:
         warnings.warn(
             f"int4 matmuls run de-quantized: compute capability {capability} is older than {OLDEST_GPU}", stacklevel=3
@@ -165,6 +162,8 @@ def _tile_kernel(x, outputs: int, group_size: int, gated: bool, invariant: bool,
         config = choice.warp_rule(shape, gated, capability)
     elif implementation == "wgmma":
         config = choice.wgmma_rule(shape)
+    elif implementation == "stream":
+        config = choice.stream_rule(shape)
     else:
         config = choice.choose(shape, gated=gated, capability=capability)
     if config is None:
@@ -176,7 +175,7 @@ def _tile_kernel(x, outputs: int, group_size: int, gated: bool, invariant: bool,
         number = layer.reshape(1)
         if isinstance(config, WarpConfig):
             return int4_matmul_warp(x, words, meta, number, outputs=outputs, config=config, gated=gated)
-        out = int4_matmul_wgmma(x, words, meta, number, outputs=outputs, config=config)
+        out = choice.kernel_of(config)(x, words, meta, number, outputs=outputs)
         if gated:
             pairs = out.reshape(x.shape[0], outputs // 32, 2, 16)
             out = (jax.nn.silu(pairs[:, :, 0]) * pairs[:, :, 1]).reshape(x.shape[0], outputs // 2)

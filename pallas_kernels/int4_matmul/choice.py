@@ -3,21 +3,30 @@
 import functools
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pallas_kernels.device import HOPPER, HOPPER_TABLE, device_name
-from pallas_kernels.int4_matmul.mosaic_wgmma import MULTIPROCESSORS, WgmmaConfig
+from pallas_kernels.int4_matmul.mosaic_stream import StreamConfig, int4_matmul_stream
+from pallas_kernels.int4_matmul.mosaic_warp import int4_matmul_warp
+from pallas_kernels.int4_matmul.mosaic_wgmma import MULTIPROCESSORS, WgmmaConfig, int4_matmul_wgmma
 from pallas_kernels.int4_matmul.tiles import BLOCK, STRIP, groups_per_tile, padded
 from pallas_kernels.int4_matmul.warp_cut import MAX_SHARED, WarpConfig
 
-Config = WarpConfig | WgmmaConfig
-KINDS: dict[str, type[WarpConfig] | type[WgmmaConfig]] = {"warp": WarpConfig, "wgmma": WgmmaConfig}
+Config = WarpConfig | WgmmaConfig | StreamConfig
+KINDS: dict[str, type[Config]] = {"warp": WarpConfig, "wgmma": WgmmaConfig, "stream": StreamConfig}
 SHARED_OF_BLOCK = {(8, 0): 163, (8, 6): 99, (8, 7): 163, (8, 9): 99, (12, 0): 99, (12, 1): 99}
 """KiB of shared memory that a block can have, by compute capability (CUDA C++ programming guide); elsewhere MAX_SHARED."""
 MANY_TOKENS = 2048
 """An entry of so many stands for all above it; one of fewer may be cut for them alone (parts of the inputs, say)."""
 MOST_WARP_TOKENS = 32
+LEAST_STREAM_TOKENS = 512
+"""Two tiles of tokens. Below, one round of blocks is often all there is, and parts of the inputs for each are as fast."""
+_FULL_ENOUGH = 0.75
+"""A last round with so many of its multiprocessors busy is not worth adding parts up (H200: 0.88 costs 4 %, 0.58 saves 1)."""
 _NEAR = 0.25
 
 
@@ -60,7 +69,18 @@ def choose(shape: Shape, *, gated: bool = False, capability: tuple[int, int] = H
         config = warp_rule(shape, gated, capability)
         if config is not None and (shape.m <= 16 or not wgmma or shape.strips <= 2 * MULTIPROCESSORS):
             return config
-    return wgmma_rule(shape) if wgmma else None
+    if not wgmma:
+        return None
+    return stream_rule(shape) if shape.m >= LEAST_STREAM_TOKENS else wgmma_rule(shape)
+
+
+def kernel_of(config: Config) -> Callable[..., Any]:
+    """The kernel that a config is of, with it: a function of (x, words, meta, layer [1]) and ``outputs``."""
+    if isinstance(config, WarpConfig):
+        return partial(int4_matmul_warp, config=config)
+    if isinstance(config, StreamConfig):
+        return partial(int4_matmul_stream, config=config)
+    return partial(int4_matmul_wgmma, config=config)
 
 
 def fits(config: Config, shape: Shape, gated: bool, capability: tuple[int, int] = HOPPER) -> bool:
@@ -69,6 +89,8 @@ def fits(config: Config, shape: Shape, gated: bool, capability: tuple[int, int] 
     most = SHARED_OF_BLOCK[capability] * 1024 if capability in SHARED_OF_BLOCK else MAX_SHARED
     if isinstance(config, WgmmaConfig):
         return config.sound and config.shared_bytes(groups) <= most and config.split <= shape.blocks
+    if isinstance(config, StreamConfig):
+        return config.sound and config.shared_bytes(groups) <= most
     _, rounds = config.grid(shape.strips)
     shared = config.shared_bytes(shape.m, groups, rounds)
     return shape.m <= MOST_WARP_TOKENS and shared <= most and not (gated and config.strips % 2)
@@ -102,19 +124,14 @@ def wgmma_rule(shape: Shape) -> WgmmaConfig:
     return WgmmaConfig(rows, tokens, stages, split)
 
 
-def tails(shape: Shape, rows: int, tokens: int) -> list[int]:
-    """Where the tiles of a last round are worth cutting in two: tokens of the larger piece, the one that balances first.
-
-    Every multiprocessor that the last round leaves idle takes ``rests`` of the smaller pieces, one after the other; they are as
-    long as one larger piece if that has ``rests / (rests + 1)`` of the tokens.
-    """
-    tiles = -(-shape.strips // (4 * rows)) * -(-shape.m // tokens)
-    busy = tiles % MULTIPROCESSORS
-    if tiles < MULTIPROCESSORS or not busy:
-        return []
-    rests = -(-busy // (MULTIPROCESSORS - busy))
-    balanced = -(-tokens * rests // (rests + 1) // 16) * 16
-    return [tail for tail in dict.fromkeys((balanced, balanced + tokens // 8)) if tail <= tokens * 7 // 8]
+def stream_rule(shape: Shape) -> StreamConfig:
+    """Blocks that stay, in pairs; a last round that is far from full is shared out."""
+    groups = groups_per_tile(shape.group_size)
+    tokens = next((t for t in (16, 32, 64, 128) if shape.m <= t), 256)
+    stages = next(s for s in (6, 5, 4, 3, 2) if StreamConfig(2, tokens, s).shared_bytes(groups) <= MAX_SHARED)
+    config = StreamConfig(2, tokens, stages, cluster=2)
+    rest = config.tiles(shape.strips, shape.m) % config.units
+    return replace(config, sharing=config.units) if rest <= _FULL_ENOUGH * config.units else config
 
 
 def invariant_config(shape: Shape) -> WgmmaConfig:

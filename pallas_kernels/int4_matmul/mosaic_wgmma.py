@@ -32,17 +32,6 @@ _REGISTERS = {1: 232, 2: 240, 3: 160, 4: 112}
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """Blocks ``block`` to ``block + count - 1``: ``tokens`` tokens, from ``start`` on, of the tiles from ``tile`` on."""
-
-    block: int
-    tile: int
-    count: int
-    start: int
-    tokens: int
-
-
-@dataclass(frozen=True, slots=True)
 class WgmmaConfig:
     """How the work is cut.
 
@@ -51,8 +40,6 @@ class WgmmaConfig:
         tokens: tokens of a block, a multiple of 8, at most 256.
         stages: depth of the ring.
         split: parts that the inputs are cut into.
-        tail: tiles that don't fill a last round of multiprocessors are cut in two, so many tokens (a multiple of 8) and the rest of
-            ``tokens``, and the multiprocessors that would idle take the rests; 0: they are not. Only without ``split``.
         in_flight: products of a warpgroup that are under way at once: 1 of 128 inputs, or 2 of 64. With 1 ptxas moves most of the
             arithmetic on the next weights past the wait for the product, and a lone warpgroup's tensor cores idle meanwhile.
     """
@@ -61,32 +48,13 @@ class WgmmaConfig:
     tokens: int
     stages: int
     split: int = 1
-    tail: int = 0
     in_flight: int = 1
 
     @property
     def sound(self) -> bool:
         """Do the fields go together?"""
-        tail = not self.tail or (self.split == 1 and self.tail % 8 == 0 and 0 < self.tail < self.tokens)
-        return (
-            tail
-            and self.in_flight in (1, 2)
-            and 1 <= self.rows <= 4
-            and self.tokens % 8 == 0
-            and 8 <= self.tokens <= 256
-        )
-
-    def pieces(self, all_strips: int, m: int) -> "list[Piece]":
-        """What the blocks of an uncut sum do, in the order in which the GPU starts them: large pieces first."""
-        tiles = -(-all_strips // (4 * self.rows)) * -(-m // self.tokens)
-        whole = tiles // MULTIPROCESSORS * MULTIPROCESSORS if self.tail else tiles
-        found = [Piece(0, 0, whole, 0, self.tokens)] if whole else []
-        if whole < tiles:
-            rest, block = tiles - whole, whole
-            for start, tokens in ((0, self.tail), (self.tail, self.tokens - self.tail)):
-                found.append(Piece(block, whole, rest, start, tokens))
-                block += rest
-        return found
+        whole = self.tokens % 8 == 0 and 8 <= self.tokens <= 256
+        return whole and self.in_flight in (1, 2) and 1 <= self.rows <= 4
 
     def shared_bytes(self, groups_per_tile: int) -> int:
         """Shared memory of a block."""
@@ -124,40 +92,22 @@ def _call(
     if shared > MAX_SHARED:
         raise ValueError(f"{config} takes {shared} bytes of shared memory, there are {MAX_SHARED}")
     if not config.sound:
-        raise ValueError(
-            f"{config}: at most 4 rows, tokens a multiple of 8 up to 256, a tail likewise and less, without a split"
-        )
+        raise ValueError(f"{config}: 1 to 4 rows, tokens a multiple of 8 up to 256, 1 or 2 products in flight")
     strips = 4 * rows
     steps = -(-blocks // split)
-    pieces, output_tiles = config.pieces(all_strips, m), -(-all_strips // strips)
+    output_tiles = -(-all_strips // strips)
     out_dtype = jnp.dtype(jnp.float32 if split > 1 else dtype)
 
     def body(x_g, words_g, meta_g, layer_g, out_g, xs, ws, ms, full, empty, done):
         tile, token_tile, part = lax.axis_index("outputs"), lax.axis_index("tokens"), lax.axis_index("part")
         group = lax.axis_index("warpgroup")
         # The last part may be shorter; its missing blocks are read as zeros by the copy engine.
-        first = part * steps
-
-        def work(do):
-            """``do(tile, first token, tokens)`` for what this block owns."""
-            if not config.tail:
-                do(tile, token_tile * tokens, tokens)
-                return
-            for piece in pieces:
-
-                @pl.when((tile >= piece.block) & (tile < piece.block + piece.count))
-                def _(piece=piece):
-                    index = tile - piece.block + piece.tile
-                    start = lax.div(index, output_tiles) * tokens + piece.start
-                    do(lax.rem(index, output_tiles), start, piece.tokens)
-
-        def x_of(slot, half: int, count: int):
-            return xs.at[slot, half] if count == tokens else xs.at[slot, half, pl.ds(0, count)]
+        first, token = part * steps, token_tile * tokens
 
         def slot_of(position):
             return position % stages if isinstance(position, int) else lax.rem(position, stages)
 
-        def compute(tile, token, count: int):
+        def compute():
             def weights(position, half: int | None = None):
                 """Of a block of inputs, or of half of it; waits for the block unless it's the second."""
                 slot = slot_of(position)
@@ -167,7 +117,7 @@ def _call(
 
             def multiply(acc, w, position, half: int | None = None):
                 slot = slot_of(position)
-                return multiplied(acc, w, [x_of(slot, h, count) for h in ((0, 1) if half is None else (half,))], dtype)
+                return multiplied(acc, w, [xs.at[slot, h] for h in ((0, 1) if half is None else (half,))], dtype)
 
             def release(position):
                 plgpu.barrier_arrive(empty.at[slot_of(position)])
@@ -191,7 +141,7 @@ def _call(
                 plgpu.wgmma_wait(0 if last else 1)
                 return acc, None if last else weights(position + 1, 0)
 
-            carry = zeros(count), weights(0, None if config.in_flight == 1 else 0)
+            carry = zeros(tokens), weights(0, None if config.in_flight == 1 else 0)
             if config.in_flight == 1:
                 # Two blocks a turn, so that the registers written are never those that a running wgmma reads: with one set,
                 # carried from turn to turn, ptxas runs everything one after the other (C7513).
@@ -216,15 +166,15 @@ def _call(
 
                 @pl.when(group == g)
                 def _store(g=g):
-                    exchange = x_of(g // 2, g % 2, count)
+                    exchange = xs.at[g // 2, g % 2]
                     exchange.T[...] = result
                     plgpu.commit_smem()
                     columns = pl.ds((tile * rows + g) * 64, 64)
-                    plgpu.copy_smem_to_gmem(exchange, out_g.at[part, pl.ds(token, count), columns])
+                    plgpu.copy_smem_to_gmem(exchange, out_g.at[part, pl.ds(token, tokens), columns])
 
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
-        def fetch(tile, token, count: int):
+        def fetch():
             number = layer_g[0]
 
             @pl.loop(0, steps)
@@ -239,8 +189,8 @@ def _call(
                 # x first: on the way to the first block's weights the number of the layer has to be read.
                 for half in range(2):
                     columns = pl.ds(block * BLOCK + half * 64, 64)
-                    source = x_g.at[pl.ds(token, count), columns]
-                    plgpu.copy_gmem_to_smem(source, x_of(slot, half, count), full.at[slot])
+                    source = x_g.at[pl.ds(token, tokens), columns]
+                    plgpu.copy_gmem_to_smem(source, xs.at[slot, half], full.at[slot])
                 at = (number, pl.ds(tile * strips, strips), block)
                 plgpu.copy_gmem_to_smem(words_g.at[at], ws.at[slot], full.at[slot])
                 plgpu.copy_gmem_to_smem(meta_g.at[at], ms.at[slot], full.at[slot])
@@ -248,12 +198,12 @@ def _call(
         @pl.when(group < rows)
         def _compute():
             plgpu.set_max_registers(_REGISTERS[rows], action="increase")
-            work(compute)
+            compute()
 
         @pl.when(group == rows)
         def _memory():
             plgpu.set_max_registers(24, action="decrease")
-            work(fetch)
+            fetch()
 
     body.__name__ = f"int4_matmul_wgmma_{m}x{x_shape[1]}x{outputs}"
     return jax.jit(
@@ -268,7 +218,7 @@ def _call(
                 "empty": plgpu.Barrier(num_arrivals=rows, num_barriers=stages),
                 "done": plgpu.Barrier(num_arrivals=rows),
             },
-            grid=(sum(p.count for p in pieces), 1, 1) if config.tail else (output_tiles, m // tokens, split),
+            grid=(output_tiles, m // tokens, split),
             grid_names=("outputs", "tokens", "part"),
             num_threads=rows + 1,
             thread_name="warpgroup",

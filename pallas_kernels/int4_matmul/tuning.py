@@ -16,9 +16,9 @@ from pallas_kernels import sweep
 from pallas_kernels.device import device_name
 from pallas_kernels.int4_matmul import choice
 from pallas_kernels.int4_matmul.cases import MODELS, cases_of, random_tiles
-from pallas_kernels.int4_matmul.choice import MULTIPROCESSORS, Config, Shape, fits, tails
-from pallas_kernels.int4_matmul.mosaic_warp import int4_matmul_warp
-from pallas_kernels.int4_matmul.mosaic_wgmma import WgmmaConfig, int4_matmul_wgmma
+from pallas_kernels.int4_matmul.choice import MULTIPROCESSORS, Config, Shape, fits
+from pallas_kernels.int4_matmul.mosaic_stream import StreamConfig
+from pallas_kernels.int4_matmul.mosaic_wgmma import WgmmaConfig
 from pallas_kernels.int4_matmul.tiles import groups_per_tile, padded
 from pallas_kernels.int4_matmul.warp_cut import MAX_SHARED, WarpConfig
 from pallas_kernels.timing import microseconds
@@ -131,8 +131,14 @@ def _wgmma_candidates(shape: Shape) -> list[Config]:
         fill = min(MULTIPROCESSORS // tiles, shape.blocks // 4)
         splits = dict.fromkeys((1, fill, 2) if fill > 1 else (1,))
         found += [WgmmaConfig(rows, tokens, stages, split, in_flight=2) for split in splits]
-        for tail in tails(shape, rows, tokens) if rows == 2 else ():
-            found += [WgmmaConfig(rows, tokens, stages, tail=tail, in_flight=flying) for flying in (1, 2)]
+    if tile >= 128:
+        for rows, tokens in ((2, tile), (1, tile), (2, 128)):
+            stages = _most_stages(shape, rows, tokens)
+            found += [
+                StreamConfig(rows, tokens, stages, cluster, sharing)
+                for cluster in (1, 2)
+                for sharing in (0, MULTIPROCESSORS // cluster)
+            ]
     return found
 
 
@@ -149,10 +155,7 @@ def calls(shape: Shape) -> int:
 
 def multiply(config: Config, shape: Shape, x: jax.Array, words: jax.Array, meta: jax.Array, layer: int) -> jax.Array:
     """One matmul cut as ``config`` says."""
-    number = jnp.full(1, layer, jnp.int32)
-    if isinstance(config, WarpConfig):
-        return int4_matmul_warp(x, words, meta, number, outputs=shape.n, config=config)
-    return int4_matmul_wgmma(x, words, meta, number, outputs=shape.n, config=config)
+    return choice.kernel_of(config)(x, words, meta, jnp.full(1, layer, jnp.int32), outputs=shape.n)
 
 
 def compiled(shape: Shape, config: Config) -> jax.stages.Compiled:

@@ -10,6 +10,7 @@ from pallas_kernels.int4_matmul import choice
 from pallas_kernels.int4_matmul.api import int4_matmul_tiles
 from pallas_kernels.int4_matmul.cases import all_cases
 from pallas_kernels.int4_matmul.choice import Shape, choose, fits
+from pallas_kernels.int4_matmul.mosaic_stream import StreamConfig
 from pallas_kernels.int4_matmul.mosaic_wgmma import WgmmaConfig
 from pallas_kernels.int4_matmul.tiles import groups_per_tile
 from pallas_kernels.int4_matmul.warp_cut import WarpConfig
@@ -37,7 +38,7 @@ def test_every_real_shape_has_a_kernel_that_fits(gated):
             if m <= 16:
                 assert isinstance(config, WarpConfig), f"{shape} is a stream of weights"
             if m > choice.MOST_WARP_TOKENS:
-                assert isinstance(config, WgmmaConfig)
+                assert isinstance(config, WgmmaConfig | StreamConfig)
 
 
 @pytest.mark.parametrize("capability", [(8, 0), (8, 6), (8, 9), (12, 0)])
@@ -81,7 +82,7 @@ def test_many_measured_tokens_stand_for_more_and_few_do_not(monkeypatch):
     monkeypatch.setattr(choice, "_table", lambda device: entries)
     assert [choose(shape) for shape in shapes] == [few, some, some, many, many, many, many]
     monkeypatch.setattr(choice, "_table", lambda device: entries[:2])
-    assert choose(shapes[-1]) == choice.wgmma_rule(shapes[-1]), "a cut of 256 tokens in parts is none of thousands"
+    assert choose(shapes[-1]) == choice.stream_rule(shapes[-1]), "a cut of 256 tokens in parts is none of thousands"
 
 
 def test_a_shape_that_the_own_table_lacks_takes_the_h100s(monkeypatch):

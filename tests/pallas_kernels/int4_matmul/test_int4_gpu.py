@@ -19,8 +19,9 @@ import pytest
 from pallas_kernels.int4_matmul.after_norm import norm_int4_matmul_tiles
 from pallas_kernels.int4_matmul.api import int4_matmul_tiles
 from pallas_kernels.int4_matmul.cases import CASES, Int4MatmulCase
-from pallas_kernels.int4_matmul.choice import MOST_WARP_TOKENS
-from pallas_kernels.int4_matmul.mosaic_wgmma import WgmmaConfig, int4_matmul_wgmma
+from pallas_kernels.int4_matmul.choice import MOST_WARP_TOKENS, Config, kernel_of
+from pallas_kernels.int4_matmul.mosaic_stream import StreamConfig
+from pallas_kernels.int4_matmul.mosaic_wgmma import WgmmaConfig
 from pallas_kernels.int4_matmul.tiles import groups_per_tile, padded, to_tiles
 from pallas_kernels.rms_norm.reference import add_rms_norm_reference
 
@@ -42,12 +43,20 @@ GROUPS = tuple(
 )
 """What CASES doesn't have: groups of 32, and one group for all inputs, which are whole tiles or not."""
 CUTS = (
-    (256, Int4MatmulCase("cut", "tail", 1024, 28672), WgmmaConfig(2, 256, 3, tail=192)),
-    (200, Int4MatmulCase("cut", "half-tail", 1024, 28672), WgmmaConfig(2, 128, 5, tail=64)),
-    (300, Int4MatmulCase("cut", "142-tiles", 640, 9040), WgmmaConfig(2, 256, 3, tail=176)),  # the last is not full
-    (65, Int4MatmulCase("cut", "133-tiles", 256, 8464, 64), WgmmaConfig(1, 72, 4, tail=64)),  # one is cut
+    (256, Int4MatmulCase("cut", "shared", 1024, 28672), StreamConfig(2, 256, 3, 1, 132)),
+    (256, Int4MatmulCase("cut", "shared-pairs", 1024, 28672), StreamConfig(2, 256, 3, 2, 66)),
+    (200, Int4MatmulCase("cut", "few-share", 1024, 28672), StreamConfig(2, 128, 5, 2, 40)),
+    (300, Int4MatmulCase("cut", "142-tiles", 640, 9040), StreamConfig(2, 256, 3, 1, 132)),  # the last is not full
+    (65, Int4MatmulCase("cut", "133-tiles", 256, 8464, 64), StreamConfig(1, 72, 4, 1, 132)),  # one, two steps
+    (
+        700,
+        Int4MatmulCase("cut", "odd-outputs", 1152, 3264, 32),
+        StreamConfig(2, 256, 2, 2),
+    ),  # the last pair has one block
+    (17, Int4MatmulCase("cut", "one-step-each", 4096, 64), StreamConfig(1, 32, 6, 2, 66)),
+    (8, Int4MatmulCase("cut", "one-step", 128, 40), StreamConfig(1, 16, 3, 2)),
+    (33, Int4MatmulCase("cut", "four-rows", 1024, 8192), StreamConfig(4, 64, 4, 2, 66)),
     (256, Int4MatmulCase("cut", "two-in-flight", 2048, 8192), WgmmaConfig(1, 256, 3, in_flight=2)),
-    (256, Int4MatmulCase("cut", "tail-two-in-flight", 1024, 28672), WgmmaConfig(2, 256, 3, tail=192, in_flight=2)),
     (64, Int4MatmulCase("cut", "split-two-in-flight", 4096, 4096), WgmmaConfig(4, 64, 4, 4, in_flight=2)),
     (200, Int4MatmulCase("cut", "groups-of-32", 1152, 960, 32), WgmmaConfig(2, 128, 5, in_flight=2)),
     (17, Int4MatmulCase("cut", "groups-of-64", 384, 576, 64), WgmmaConfig(3, 32, 2, in_flight=2)),
@@ -98,7 +107,7 @@ def products(job: Job) -> dict[str, tuple[int, Callable]]:
         return {f"{m} tokens": (m, partial(kernel, invariant=True)) for m in (*TOKENS[job.dtype], 5, 64)}
     found = {}
     for m in TOKENS[job.dtype]:
-        for name in ("default", "wgmma", *(["warp"] if m <= MOST_WARP_TOKENS else [])):
+        for name in ("default", "wgmma", "stream", *(["warp"] if m <= MOST_WARP_TOKENS else [])):
             implementation = None if name == "default" else name
             found[f"{m} tokens, {name}"] = (m, partial(kernel, implementation=implementation))
     return found
@@ -150,12 +159,12 @@ def programs() -> Iterator[dict[Any, Future]]:
     pool.shutdown(cancel_futures=True)
 
 
-def compiled_cut(m: int, case: Int4MatmulCase, config: WgmmaConfig) -> tuple[jax.stages.Compiled, jax.stages.Compiled]:
+def compiled_cut(m: int, case: Int4MatmulCase, config: Config) -> tuple[jax.stages.Compiled, jax.stages.Compiled]:
     """The program of one product cut as ``config`` says, and that of its tiles."""
 
     def run(poison, x, words, meta):
         del poison
-        return int4_matmul_wgmma(x, words, meta, jnp.full(1, LAYER, jnp.int32), outputs=case.n, config=config)
+        return kernel_of(config)(x, words, meta, jnp.full(1, LAYER, jnp.int32), outputs=case.n)
 
     poison = jax.ShapeDtypeStruct((m, case.n), jnp.bfloat16)
     program = jax.jit(run, donate_argnums=0, keep_unused=True).lower(poison, *described(case, "bfloat16", m)).compile()
@@ -219,7 +228,7 @@ def fill_free_memory() -> None:
     jax.block_until_ready([jnp.full(1 << bits, NAN) for bits in range(12, 29, 2)])
 
 
-def relative_error(out: jax.Array, exact: np.ndarray) -> float:
+def relative_error(out: jax.Array | np.ndarray, exact: np.ndarray) -> float:
     return float(np.linalg.norm(np.asarray(out, np.float64) - exact) / np.linalg.norm(exact))
 
 
@@ -257,15 +266,19 @@ def test_an_invariant_product_does_not_depend_on_the_batch(job, programs):
 
 @pytest.mark.parametrize("cut", CUTS, ids=lambda cut: cut[1].name)
 def test_every_kind_of_cut_is_right(cut, programs):
-    m, case, _ = cut
+    m, case, config = cut
     run, tile = programs[cut].result()
     rows = random_rows(case, "bfloat16")
     words, meta = tile(*rows)
     x = np.random.default_rng().normal(size=(m, case.k)).astype(jnp.bfloat16)
-    poison = nans((m, case.n), "bfloat16")
-    fill_free_memory()
-    out = run(poison, x, words, meta)
-    assert relative_error(out, exact_product(x, rows, case.group_size)) <= TOLERANCE["bfloat16"]
+    exact, first = exact_product(x, rows, case.group_size), None
+    for _ in range(REPEATS if isinstance(config, StreamConfig) else 1):
+        poison = nans((m, case.n), "bfloat16")
+        fill_free_memory()
+        out = np.asarray(run(poison, x, words, meta))
+        first = out if first is None else first
+        np.testing.assert_array_equal(out.view(np.uint16), first.view(np.uint16))
+    assert relative_error(first, exact) <= TOLERANCE["bfloat16"]
 
 
 @pytest.mark.parametrize(("m", "job"), NORM_JOBS, ids=str)

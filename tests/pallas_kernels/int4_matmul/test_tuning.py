@@ -9,6 +9,7 @@ import pytest
 
 from pallas_kernels.int4_matmul import choice, tuning
 from pallas_kernels.int4_matmul.choice import Shape, fits
+from pallas_kernels.int4_matmul.mosaic_stream import StreamConfig
 from pallas_kernels.int4_matmul.mosaic_wgmma import WgmmaConfig
 from pallas_kernels.int4_matmul.warp_cut import WarpConfig
 
@@ -45,17 +46,18 @@ def test_shapes_can_be_picked():
 def test_candidates_are_few_hold_the_rule_and_what_won_and_fit(m):
     for case in tuning.shapes(parsed("--tokens", str(m))):
         found = tuning.candidates(case)
-        rules = (choice.warp_rule(case, gated=False) if m <= choice.MOST_WARP_TOKENS else None, choice.wgmma_rule(case))
+        rules = [choice.warp_rule(case, gated=False)] if m <= choice.MOST_WARP_TOKENS else []
+        rules += [choice.wgmma_rule(case), choice.stream_rule(case)]
         assert found[0] in rules
         assert choice.choose(case) in found
-        assert 2 <= len(set(found)) == len(found) <= 20
+        assert 2 <= len(set(found)) == len(found) <= 32
         assert all(fits(config, case, gated=False) for config in found)
         assert not any(isinstance(c, WgmmaConfig) and c.rows * c.tokens > 512 for c in found), "more spill"
 
 
-def test_the_wide_matrix_of_llama_3_8b_tries_a_cut_last_round():
+def test_the_wide_matrix_of_llama_3_8b_tries_a_shared_last_round():
     found = tuning.candidates(Shape(256, 4096, 28672, 128))
-    assert {WgmmaConfig(2, 256, 3, tail=192), WgmmaConfig(2, 128, 5, tail=64)} <= set(found)
+    assert {StreamConfig(2, 256, 3, 1, 132), StreamConfig(2, 256, 3, 2, 66), StreamConfig(2, 256, 3, 2)} <= set(found)
 
 
 def test_a_program_calls_enough_layers_to_defeat_the_cache_but_not_more():
