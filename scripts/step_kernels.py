@@ -80,7 +80,7 @@ def compiled_step(options: argparse.Namespace) -> jax.stages.Compiled:
     topology = topologies.get_topology_desc("h100", "cuda", target_config=H100, topology="1x1x1")
     sharding = SingleDeviceSharding(topology.devices[0])
     tokens = options.prefill or options.rows
-    bucket = Bucket(tokens, options.rows, not options.prefill, options.rows)
+    bucket = Bucket(tokens, options.rows, not options.prefill, options.rows, mixed=options.mixed)
     layout = StepLayout(bucket, table_width=options.table_width, padding_slot=options.rows)
 
     def arguments() -> tuple:
@@ -105,6 +105,7 @@ def main() -> int:
     parser.add_argument("--quant-policy", type=int, default=0, choices=(0, 8, 4))
     parser.add_argument("--rows", type=int, default=1, help="of the step")
     parser.add_argument("--prefill", type=int, help="tokens of a prefill step; without it, a decode step")
+    parser.add_argument("--mixed", action="store_true", help="answers ride along with the prompts")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--pages", type=int, default=512)
     parser.add_argument("--table-width", type=int, default=128, help="pages of the longest sequence")

@@ -145,6 +145,7 @@ class StepLayout:
             block_table=part["block_table"],
             decode=self.bucket.decode,
             max_queries=self.bucket.checks or None,
+            mixed=self.bucket.mixed,
         )
         return StepInputs(
             model=model,

@@ -11,6 +11,10 @@ SAMPLER_GROWTH = 8
 """A sampler's time is small beside a model's, and there are several of each size: few sizes, more padding."""
 
 
+LEAST_PROMPT_TOKENS = 512
+"""Of steps of prompts alone. Fewer tokens cost about the same with and without answers that ride along."""
+PROMPT_GROWTH = 64
+"""Tokens for each row of a step of prompts alone: what tells tiles of prompts from no tiles is done for all rows there could be."""
 CHECKING_GROWTH = 4
 MOST_CHECKING_ROWS = 16
 """Of a step that checks drafts and reads a context once for all of a row's tokens. It keeps a partial result of each token for each
@@ -25,6 +29,7 @@ class Bucket:
     Attributes:
         decode: every row has one token.
         checks: otherwise, the most that a row has, if they are few; 0 if there may be any number.
+        mixed: many rows may have one token, answers that ride along with prompts. Attention treats them as in decode.
     """
 
     tokens: int
@@ -32,13 +37,14 @@ class Bucket:
     decode: bool
     sampler_rows: int
     checks: int = 0
+    mixed: bool = False
 
     def __str__(self) -> str:
         if self.decode:
             return f"decode {self.rows}"
         if self.checks:
             return f"check {self.rows} rows of {self.checks} tokens"
-        return f"prefill {self.tokens} tokens, {self.rows} rows"
+        return f"{'mixed' if self.mixed else 'prefill'} {self.tokens} tokens, {self.rows} rows"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,28 +60,38 @@ class Buckets:
     checking: tuple[Bucket, ...] = ()
 
     @classmethod
-    def of(cls, *, batch_size: int, prefill_tokens: int, places: int = 1, least_rows: int = 1) -> "Buckets":
+    def of(
+        cls, *, batch_size: int, prefill_tokens: int, places: int = 1, least_rows: int = 1, prompts_alone: bool = False
+    ) -> "Buckets":
         """Powers of two up to the batch size for decode and up to the token budget for prefill.
 
         Args:
             places: at how many places a row may sample in a prefill step: one more than a draft has tokens.
             least_rows: of a decode step; the smallest are padded to it.
+            prompts_alone: steps of many tokens and no answers have shapes of their own.
         """
         sizes = _grow(least_rows, 2, max(batch_size, least_rows))
         samplers = _grow(1, SAMPLER_GROWTH, max(batch_size * places, least_rows))
 
-        def bucket(tokens: int, rows: int, *, decode: bool, checks: int = 0) -> Bucket:
-            sampled = rows if decode else min(tokens, batch_size * places)
-            return Bucket(tokens, rows, decode, next(size for size in samplers if size >= sampled), checks)
+        def bucket(tokens: int, rows: int, *, decode: bool = False, checks: int = 0, mixed: bool = False) -> Bucket:
+            sampled = rows if decode or not (checks or mixed) else min(tokens, batch_size * places)
+            return Bucket(tokens, rows, decode, next(size for size in samplers if size >= sampled), checks, mixed)
 
         decode = tuple(bucket(size, size, decode=True) for size in sizes)
         small = min(SMALL_PREFILL, prefill_tokens)
         lengths = [*_grow(min(SMALLEST_PREFILL, small), 4, small)[:-1], *_grow(small, 2, prefill_tokens)]
         # As many rows as there are tokens: one-token rows of running answers ride along with a prompt.
-        prefill = tuple(bucket(length, min(length, batch_size), decode=False) for length in lengths)
+        prefill = [bucket(length, min(length, batch_size), mixed=True) for length in lengths]
+        if prompts_alone:
+            prefill += [
+                bucket(length, min(-(-length // PROMPT_GROWTH), batch_size))
+                for length in lengths
+                if length >= LEAST_PROMPT_TOKENS
+            ]
+            prefill.sort(key=lambda each: (each.tokens, each.mixed))
         few = _grow(1, CHECKING_GROWTH, min(batch_size, MOST_CHECKING_ROWS)) if places > 1 else []
-        checking = tuple(bucket(rows * places, rows, decode=False, checks=places) for rows in few)
-        return cls(decode, prefill, checking)
+        checking = tuple(bucket(rows * places, rows, checks=places) for rows in few)
+        return cls(decode, tuple(prefill), checking)
 
     @property
     def all(self) -> tuple[Bucket, ...]:
@@ -102,7 +118,8 @@ class Buckets:
         tokens, rows, most = sum(counts), len(counts), max(counts)
         checking = [bucket for bucket in self.checking if most <= bucket.checks]
         for bucket in self.decode if decode else (*checking, *self.prefill):
-            if bucket.tokens >= tokens and bucket.rows >= rows:
+            takes_singles = bucket.mixed or bucket.decode or bucket.checks
+            if bucket.tokens >= tokens and bucket.rows >= rows and (takes_singles or 1 not in counts):
                 return bucket
         raise ValueError(f"no bucket holds {tokens=} of {rows=}, {decode=}; the largest are {self.largest}")
 

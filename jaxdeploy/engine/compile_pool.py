@@ -1,7 +1,7 @@
 """Compiles programs in parallel, as many at a time as the device has room for.
 
-XLA tries matmuls out on the GPU while it compiles, each compilation with arrays of its own: 16 at once tried the output matrix of an
-8B model (1.05 GB) in a GPU of 24 GiB beside 5.8 GB of weights, and ran out of memory.
+XLA tries matmuls out on the GPU while it compiles, each compilation with arrays of its own: 16 at once tried the output matrix of
+an 8B model (1.05 GB) in a GPU of 24 GiB beside 5.8 GB of weights, and ran out of memory.
 """
 
 import os
@@ -22,7 +22,7 @@ def threads_that_fit(weights: dict, free_bytes: int) -> int:
     """Compilations at a time while ``free_bytes`` of the device are free: 1 to MOST_THREADS.
 
     Args:
-        weights: arrays or their shapes; those of "layers" are stacks of matrices. Integers are our kernels', which are not tried out.
+        weights: arrays or their shapes; those of "layers" are stacks of matrices. Integers are our kernels', not tried out.
     """
 
     def largest(tree: Any, stacked: bool) -> int:

@@ -29,8 +29,8 @@ DENSE_OPTIONS: dict[str, dict[str, str | bool | int | float]] = {"gpu": {"xla_gp
 takes a layer of a stack as a view and is tried out once for all layers; XLA's own matmuls are a kernel for each layer, each tried
 out in dozens of variants while the engine starts (8B, int4 cache, H200: 43 s of compiling where a bfloat16 cache took 13)."""
 LONG_STEP_OPTIONS: dict[str, dict[str, str | bool | int | float]] = {"gpu": {"xla_gpu_graph_min_graph_size": 2**30}}
-"""By platform, for steps of LONG_STEP_TOKENS or more: no CUDA graph. Their kernels are long enough to hide the launch of the next one,
-while a GPU that is given one graph waits until the host has put all of it together (8B, 2,048 tokens, H200: 50.8 to 50.3 ms)."""
+"""By platform, for steps of LONG_STEP_TOKENS or more: no CUDA graph. Their kernels are long enough to hide the launch of the next
+one, while a GPU that is given a graph waits until the host has put all of it together (8B, 2,048 tokens, H200: 50.8 to 50.3 ms)."""
 LONG_STEP_TOKENS = 512
 LEAST_DENSE_ROWS = 8
 """Rows of the smallest decode step on a GPU where weights are dense: cuBLAS pads fewer, with a kernel before each matmul."""

@@ -49,6 +49,7 @@ class StepPrograms:
             prefill_tokens=limits.prefill_tokens,
             places=1 + options.num_speculative_tokens,
             least_rows=LEAST_DENSE_ROWS if device.platform == "gpu" and config.quantization is None else 1,
+            prompts_alone=device.platform == "gpu",
         )
         self.models: dict[Bucket, Callable] = {}
         self.samplers: dict[tuple[Extent, int], Callable] = {}

@@ -22,6 +22,7 @@ class ModelInputs:
         decode: every row has one token at most (T == B), which attention can use.
         max_queries: no row has more tokens than this, where they are few (a step that checks drafts), so that attention can read
             the cache as in decode; None for chunks of prompts. Not looked at in a decode step.
+        mixed: many rows may have one token, which attention can treat as in decode. Not looked at where ``max_queries`` is given.
     """
 
     tokens: Leaf  # int32 [T]
@@ -33,6 +34,7 @@ class ModelInputs:
     block_table: Leaf  # int32 [B, W]
     decode: bool = flax.struct.field(pytree_node=False, default=False)
     max_queries: int | None = flax.struct.field(pytree_node=False, default=None)
+    mixed: bool = flax.struct.field(pytree_node=False, default=False)
 
     @property
     def valid(self) -> Bool[Array, " T"]:

@@ -79,7 +79,7 @@ class Attention(nn.Module):
         else:
             out = paged_prefill(
                 q, pages.k_pages, pages.v_pages, layer, inputs.block_table, inputs.query_start, inputs.context_lens,
-                window, scale=scale, max_queries=inputs.max_queries,
+                window, scale=scale, max_queries=inputs.max_queries, mixed=inputs.mixed,
             )  # fmt: skip
         if matrix is not None:
             out = turn_heads(out, matrix, divisor=root)

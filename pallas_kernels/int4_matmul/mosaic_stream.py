@@ -1,9 +1,9 @@
 """Int4 matmul for a batch of tokens by blocks that stay: each works through its share of all tiles without a pause (stream-K).
 
-A tile is ``64 * rows`` outputs and ``tokens`` tokens, its sum goes over blocks of 128 inputs (steps). As in ``mosaic_wgmma`` a memory
-warpgroup fills a ring of ``stages`` steps and ``rows`` warpgroups make weights from it and multiply; but there is one block for each
-multiprocessor (or a cluster of two for two), which takes tile after tile, and the ring is filled across their borders. Two blocks of
-a cluster own neighbouring outputs and fetch the same x once, each one half of it for both (multicast).
+A tile is ``64 * rows`` outputs and ``tokens`` tokens, its sum goes over blocks of 128 inputs (steps). As in ``mosaic_wgmma`` a
+memory warpgroup fills a ring of ``stages`` steps and ``rows`` warpgroups make weights from it and multiply; but there is one block
+for each multiprocessor (or a cluster of two for two), which takes tile after tile, and the ring is filled across their borders.
+Two blocks of a cluster own neighbouring outputs and fetch the same x once, each one half of it for both (multicast).
 
 The tiles that are left for a last, partial round are cut along their steps: ``sharing`` units take equal shares of all steps of all
 those tiles (``Shares``). Who has the first step of a tile owns it; the others write what they have, in float32, before they do
@@ -28,6 +28,8 @@ from pallas_kernels.int4_matmul.tiles import BLOCK, STRIP
 from pallas_kernels.int4_matmul.warp_cut import MAX_SHARED
 from pallas_kernels.int4_matmul.wgmma_registers import SWIZZLED, dequantized, multiplied, zeros
 
+FLAGS = 4 * MULTIPROCESSORS
+"""One for every warpgroup that may write a part. The same number for all calls, so that they share one array of zeros."""
 _REGISTERS = {1: 232, 2: 240, 3: 160, 4: 112}
 """Registers of a thread of so many computing warpgroups, what ``setmaxnreg`` can give beside a memory warpgroup of 24."""
 
@@ -150,9 +152,9 @@ def int4_matmul_stream(
     m, k = x.shape
     filled = -(-m // config.tokens) * config.tokens
     stored = -(-outputs // 64) * 64
-    call, flags = _call(m, (filled, k), stored, words.shape, meta.shape[3], jnp.dtype(x.dtype).name, config)
+    call = _call(m, (filled, k), stored, words.shape, meta.shape[3], jnp.dtype(x.dtype).name, config)
     # All calls of a program share these zeros: every kernel leaves them as it found them, and kernels run one after the other.
-    out, _ = call(jnp.pad(x, ((0, filled - m), (0, 0))), words, meta, layer, jnp.zeros(flags, jnp.int32))
+    out, _ = call(jnp.pad(x, ((0, filled - m), (0, 0))), words, meta, layer, jnp.zeros(FLAGS, jnp.int32))
     return out[:, :outputs]
 
 
@@ -180,7 +182,7 @@ def _call(
     shares = Shares.of(config, config.tiles(all_strips, m), steps)
     units = min(config.units, max(shares.sharing, shares.units if shares.rounds else 0))
     parted = shares.sharing > shares.rest
-    x_axes = {"collective_axes": "pair"} if cluster > 1 else {}
+    shared_by = "pair" if cluster > 1 else None
 
     def body(x_g, words_g, meta_g, layer_g, flags_g, out_g, parts_g, xs, ws, ms, full, empty):
         unit, group = lax.axis_index("unit"), lax.axis_index("warpgroup")
@@ -241,12 +243,11 @@ def _call(
             @pl.when(start == 0)
             def _whole():
                 others = jnp.where(stop == steps, 0, shares.helpers(share, tile))
-                total = lax.fori_loop(
-                    0,
-                    others,
-                    lambda i, acc: wgmma_registers.take_over(acc, parts_g, flags_g, part_of(unit - 1 - i)),
-                    acc,
-                )
+
+                def add(i, acc):
+                    return wgmma_registers.take_over(acc, parts_g, flags_g, part_of(unit - 1 - i))
+
+                total = lax.fori_loop(0, others, add, acc)
                 wgmma_registers.store_product(total, out_g, token, row, m, outputs, dtype)
 
             return end + 1
@@ -264,7 +265,7 @@ def _call(
 
                 for half in range(2):
                     source = x_g.at[pl.ds(token, tokens), pl.ds(block * BLOCK + half * 64, 64)]
-                    plgpu.copy_gmem_to_smem(source, xs.at[slot, half], full.at[slot], **x_axes)
+                    plgpu.copy_gmem_to_smem(source, xs.at[slot, half], full.at[slot], collective_axes=shared_by)
                 at = (layer_number, pl.ds(strip, strips), block)
                 plgpu.copy_gmem_to_smem(words_g.at[at], ws.at[slot], full.at[slot])
                 plgpu.copy_gmem_to_smem(meta_g.at[at], ms.at[slot], full.at[slot])
@@ -290,7 +291,6 @@ def _call(
                     plgpu.barrier_wait(empty.at[slot_of(filled - left + i)])
 
     parts = (units * cluster * rows, 64 * tokens) if parted else (1, 4)
-    flags = (max(units, config.units) * cluster * rows,)
     empty: Any = plgpu.Barrier(num_arrivals=rows, num_barriers=stages)
     if cluster > 1:
         empty = plgpu.ClusterBarrier(collective_axes=("pair",), num_arrivals=rows, num_barriers=stages)
@@ -315,4 +315,4 @@ def _call(
         thread_name="warpgroup",
         compiler_params=ptx.compiler_params(approx_math=True),
     )
-    return jax.jit(kernel), flags
+    return jax.jit(kernel)

@@ -90,6 +90,7 @@ def paged_prefill(
     scale: float,
     soft_cap: float = 0.0,
     max_queries: int | None = None,
+    mixed: bool = False,
     implementation: str | None = None,
 ) -> Float[Array, "T N H"]:
     """Causal attention of ragged chunks of new tokens over their cached prefix and themselves.
@@ -101,6 +102,7 @@ def paged_prefill(
     Args:
         max_queries: no row has more queries than this. Where they are few (a draft that is checked, up to MOST_QUERIES) the decode
             kernel takes them: it cuts long contexts for many multiprocessors, and reads them once for all heads of a KV head.
+        mixed: many rows may have one query; the decode kernel takes those. Not looked at if ``max_queries`` says so of all.
 
     Raises:
         ValueError: shapes that don't fit each other, an unknown implementation or one that can't take the call.
@@ -116,6 +118,8 @@ def paged_prefill(
 
     kernel, (rows, width) = mosaic.prefill, block_table.shape
     reason = mosaic.reason_not_prefill(q, k_pages, rows)
+    if mixed and mosaic.reason_not_decode(q, k_pages, width, rows=rows) is None:
+        kernel = mosaic.mixed
     if max_queries is not None:
         check_queries(query_start, most=max_queries)
         if max_queries <= MOST_QUERIES:

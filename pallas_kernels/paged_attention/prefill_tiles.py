@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Int32
+from jaxtyping import Array, Bool, Int32
 
 WARPGROUP_QUERIES = 64
 QUERY_TILE = 2 * WARPGROUP_QUERIES
@@ -20,11 +20,13 @@ class Tiles(NamedTuple):
     end: Int32[Array, " G"]
 
     @classmethod
-    def of(cls, query_start: Int32[Array, " S"], tokens: int) -> "Tiles":
-        """All tiles of ``tokens`` queries, S - 1 = B rows; those past the last row are tiles of row B."""
+    def of(cls, query_start: Int32[Array, " S"], tokens: int, left_out: Bool[Array, " B"] | None = None) -> "Tiles":
+        """All tiles of ``tokens`` queries, S - 1 = B rows; those past the last row are tiles of row B. Rows left out have none."""
         rows = query_start.shape[0]  # B and the padding
         bounds = jnp.append(query_start, jnp.int32(tokens))
         counts = -(-jnp.diff(bounds) // QUERY_TILE)
+        if left_out is not None:
+            counts = jnp.where(jnp.append(left_out, False), 0, counts)
         # Sums over comparisons: one small fusion, where cumsum and searchsorted are scans.
         order = jnp.arange(rows, dtype=jnp.int32)
         ends = jnp.sum(jnp.where(order[:, None] >= order, counts, 0), axis=1, dtype=jnp.int32)

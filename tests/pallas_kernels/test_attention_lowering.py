@@ -80,6 +80,20 @@ def test_more_queries_than_decode_takes_are_prefill():
     assert lower_prefill(case, "mosaic", max_queries=MOST_QUERIES + 1).count("@mosaic_gpu_v2") == 1
 
 
+@pytest.mark.parametrize("bits", [16, 8, 4])
+def test_answers_that_ride_along_take_the_decode_kernel(bits):
+    case = AttentionCase("any", 8, 2, 128, bits)
+    decode, prefill, both = (
+        text.count("@mosaic_gpu_v2")
+        for text in (
+            lower_decode(case, "mosaic"),
+            lower_prefill(case, "mosaic"),
+            lower_prefill(case, "mosaic", mixed=True),
+        )
+    )
+    assert both == decode + prefill
+
+
 @pytest.mark.parametrize("options", [{"soft_cap": 30.0}, {"dtype": jnp.float16}], ids=str)
 @pytest.mark.parametrize("bits", [16, 8, 4])
 def test_decode_kernel_with(bits, options):

@@ -20,6 +20,7 @@ class Setup:
     Attributes:
         lens: tokens of each sequence in its cache.
         tokens: query tokens of a ragged step; 0 for decode, where each row has one.
+        mixed: rows of one query are taken by the decode kernel.
         batches: rows that decode is compiled for; all of ``lens`` if not given.
     """
 
@@ -33,9 +34,11 @@ class Setup:
     max_queries: int | None = None
     soft_cap: float = 0.0
     batches: tuple[int, ...] = ()
+    mixed: bool = False
 
     def __str__(self) -> str:
         shape = f"{self.heads}x{self.kv_heads}x{self.head_dim}-page{self.page}-int{self.bits}"
+        shape += "-mixed" if self.mixed else ""
         return shape + (f"-{self.max_queries}queries" if self.max_queries else "") + ("-cap" if self.soft_cap else "")
 
 
@@ -50,7 +53,7 @@ class Prepared:
         self.programs = {}
         for rows in s.batches or (len(s.lens),):
             if s.tokens:
-                attend = partial(paged_prefill, **options, max_queries=s.max_queries)
+                attend = partial(paged_prefill, **options, max_queries=s.max_queries, mixed=s.mixed)
                 arguments = self._ragged(np.arange(rows), np.zeros(rows, np.int32), 0)
             else:
                 attend = partial(paged_decode, **options)

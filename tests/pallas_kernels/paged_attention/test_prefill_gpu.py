@@ -1,5 +1,7 @@
 """Ragged steps on a GPU, by the prefill kernel and, of few queries a row, by the decode kernel: against float64."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -24,6 +26,7 @@ PREFILL = [
     for heads in ((8, 2, 128, 64), (16, 1, 64, 16), (4, 4, 96, 128), (4, 2, 256, 32))
     for bits in WIDTHS
 ]
+MIXED = [replace(setup, mixed=True) for setup in PREFILL]
 CAPPED = [Setup(8, 2, 128, 64, bits, lens_of(64), tokens=TOKENS, soft_cap=5.0) for bits in (16, 4)]
 # Lengths that leave rows with fewer tokens than the most that a row may have.
 FEW_LENS = (3000, 511, 513, 130, 64, 65, 1)
@@ -43,7 +46,7 @@ LONG = [Setup(8, 2, 128, 64, bits, (131072, 9), tokens=8, max_queries=4) for bit
 
 @pytest.fixture(scope="module")
 def programs():
-    return prepare([*PREFILL, *CAPPED, *FEW, *LONG])
+    return prepare([*PREFILL, *MIXED, *CAPPED, *FEW, *LONG])
 
 
 def prompts(setup: Setup) -> list[int]:
@@ -59,7 +62,7 @@ def filled(setup: Setup, total: int) -> list[int]:
     return news
 
 
-@pytest.mark.parametrize("setup", [*PREFILL, *CAPPED], ids=str)
+@pytest.mark.parametrize("setup", [*PREFILL, *MIXED, *CAPPED], ids=str)
 def test_ragged_chunks_over_their_prefixes(programs, setup):
     ready, news = programs[setup].result(), prompts(setup)
     out = ready.ragged(news)
@@ -77,13 +80,13 @@ def test_padding_of_any_length_comes_to_an_end(programs, setup, padding):
 
 
 @pytest.mark.parametrize("window", [1, 90])
-@pytest.mark.parametrize("setup", PREFILL[: len(WIDTHS)], ids=str)
+@pytest.mark.parametrize("setup", [*PREFILL[: len(WIDTHS)], *MIXED[: len(WIDTHS)]], ids=str)
 def test_window(programs, setup, window):
     ready, news = programs[setup].result(), prompts(setup)
     assert error(ready.ragged(news, window), ready.expected(news, window)) < BAR
 
 
-@pytest.mark.parametrize("setup", PREFILL, ids=str)
+@pytest.mark.parametrize("setup", [*PREFILL, *MIXED], ids=str)
 def test_prefill_has_the_same_bits_every_time_and_in_any_company(programs, setup):
     ready, news = programs[setup].result(), np.array(prompts(setup))
     out = ready.ragged(news)

@@ -33,6 +33,15 @@ def test_tiles_cover_all_queries_once(news, tokens):
     assert np.array_equal(owner, expected)
 
 
+def test_rows_left_out_have_no_tiles():
+    news, tokens = [1, 200, 1, 1, 129, 0], 512
+    starts = jnp.asarray(np.concatenate([[0], np.cumsum(news)]), jnp.int32)
+    tiles = Tiles.of(starts, tokens, jnp.asarray(news) == 1)
+    found = [(int(r), int(b), int(e)) for r, b, e in zip(*tiles, strict=True) if b < e]
+    assert found[:4] == [(1, 1, 201), (1, 129, 201), (4, 203, 332), (4, 331, 332)]
+    assert {row for row, *_ in found[4:]} == {len(news)}, "padding"
+
+
 @pytest.mark.parametrize("key_tile", [64, 128])
 @pytest.mark.parametrize("window", [1, 90, 1 << 30])
 @pytest.mark.parametrize(("length", "new"), [(0, 495), (0, 65), (0, 1), (513, 1), (512, 466), (700, 131), (64, 64)])
