@@ -113,6 +113,15 @@ def store_global(address: Int, *words: Any) -> None:
     ptx.asm(f"st.global.v{len(words)}.b32 [$0], {{{names}}};", address, *words)
 
 
+def count_to(address: Int, last: Int) -> Int:
+    """Count up a word in global memory that goes from ``last`` back to 0; returns what it was before.
+
+    Acquire and release of the whole GPU: who finds ``last`` sees what all that counted before had stored.
+    """
+    text = "atom.acq_rel.gpu.global.inc.u32 $0, [$1], $2;"
+    return Int(ptx.asm(text, address, last, results=(ptx.i32(),))[0])
+
+
 def sync_warpgroup(barrier: Int) -> None:
     """The 128 threads that name the same hardware barrier, 1..15."""
     utils.inline_ptx("bar.sync $0, 128;", barrier.value, convergent=True)

@@ -1,0 +1,83 @@
+"""The merge of a context's chunks: ``sum_c w_c o_c / sum_c w_c l_c`` with ``w_c = 2 ** (m_c - max m)``, in the chunks' order."""
+
+from pallas_kernels import ptx, ptx_sync
+from pallas_kernels.ptx import Int, constant
+from pallas_kernels.ptx_float import Float, floats, pack_words
+
+_UNROLL = 8
+"""Chunks whose loads are under way at a time."""
+
+
+def inverse(total: Float) -> Float:
+    """1 / total; 0 for a total of nothing."""
+    return total.reciprocal().select(total > 0.0, 0.0)
+
+
+def merge_chunks(
+    partials: Int, stats: Int, first: Int, chunks: Int, lane: Int, *, most: int, rows: int, head_dim: int
+) -> list[list[Float]]:
+    """A column's output, by one warp: values 4 i to 4 i + 3 of every 128 in lane i. Without chunks it is 0.
+
+    Args:
+        partials, stats: addresses of the chunks' outputs [rows, H] and their (maximum, sum), float32.
+        first: row of chunk 0; each chunk's is ``rows`` past the one before.
+        chunks: of the column, ``most`` at most: as many as a warp has lanes.
+    """
+    last = chunks.select(constant(0) < chunks, 1) - 1
+    quads, slots, unroll = head_dim // 4, -(-head_dim // 128), min(_UNROLL, most)
+
+    def load(i: "Int | int") -> list[list[Float]]:
+        # Past the last chunk that one is read again: its weight is 0 there.
+        words = []
+        for j in range(unroll):
+            row = first + ptx_sync.minimum(constant(j) + i, last) * rows
+            for slot in range(slots):
+                quad = row * quads + ptx_sync.minimum(lane + 32 * slot, quads - 1)
+                words.append(ptx_sync.load_global_words(partials + quad.wide() * 16, 4))
+        return [[Float(ptx.as_float(w)) for w in four] for four in words]
+
+    def add(i: "Int | int", values: list[list[Float]], sums: list[Float]) -> list[Float]:
+        sums = list(sums)
+        for j in range(unroll):
+            share = weight.from_lane(constant(j) + i)
+            for slot in range(slots):
+                for k, value in enumerate(values[j * slots + slot]):
+                    sums[4 * slot + k] = value.fma(share, sums[4 * slot + k])
+        return sums
+
+    place = first + ptx_sync.minimum(lane, last) * rows
+    held = lane < chunks
+    maximum, total = (Float(ptx.as_float(w)) for w in ptx_sync.load_global_words(stats + place.wide() * 8, 2))
+    # The first outputs are on their way while the weights are computed.
+    values = load(0)
+    maximum, total = maximum.select(held, -1e30), total.select(held, 0.0)
+    top = maximum
+    for mask in (1, 2, 4, 8, 16):
+        top = top.max(top.from_lane_xor(mask))
+    weight = (maximum - top).exp2().select(held, 0.0)
+    total = total * weight
+    for mask in (1, 2, 4, 8, 16):
+        total = total + total.from_lane_xor(mask)
+    weight = weight * inverse(total)
+
+    sums = add(0, values, [Float(0.0)] * (4 * slots))
+    if most > unroll:
+
+        def add_more(i: Int, carry):
+            start = (i + 1) * unroll
+            return [s.value for s in add(start, load(start), floats(carry))]
+
+        sums = floats(ptx.repeat(last // unroll, [s.value for s in sums], add_more))
+    some = constant(0) < chunks
+    sums = [s.select(some, 0.0) for s in sums]
+    return [sums[4 * slot : 4 * slot + 4] for slot in range(slots)]
+
+
+def store_column(output: Int, row: Int, values: list[list[Float]], lane: Int, *, head_dim: int, dtype: str) -> None:
+    """What ``merge_chunks`` returns, rounded to ``dtype`` (bf16 or f16), as a row of an output [rows, H]."""
+    quads = head_dim // 4
+    for slot, four in enumerate(values):
+        quad = lane + 32 * slot
+        with ptx_sync.when(quad < quads):
+            words = [pack_words(*four[i : i + 2], dtype) for i in (0, 2)]
+            ptx_sync.store_global(output + (row * quads + quad).wide() * 8, *words)
