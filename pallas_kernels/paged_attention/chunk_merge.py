@@ -23,34 +23,34 @@ def merge_chunks(
         first: row of chunk 0; each chunk's is ``rows`` past the one before.
         chunks: of the column, ``most`` at most: as many as a warp has lanes.
     """
-    last = chunks.select(constant(0) < chunks, 1) - 1
     quads, slots, unroll = head_dim // 4, -(-head_dim // 128), min(_UNROLL, most)
+    # Of a lane past the end of the head dimension the last values are read, and not stored.
+    places = [ptx_sync.minimum(lane + 32 * slot, quads - 1).wide() * 16 for slot in range(slots)]
+    held = lane < chunks
 
-    def load(i: "Int | int") -> list[list[Float]]:
-        # Past the last chunk that one is read again: its weight is 0 there.
-        words = []
-        for j in range(unroll):
-            row = first + ptx_sync.minimum(constant(j) + i, last) * rows
-            for slot in range(slots):
-                quad = row * quads + ptx_sync.minimum(lane + 32 * slot, quads - 1)
-                words.append(ptx_sync.load_global_words(partials + quad.wide() * 16, 4))
+    def load(start: "Int | int") -> list[list[Float]]:
+        base = partials + ((constant(0) + start) * rows + first).wide() * (4 * head_dim)
+        words = [
+            ptx_sync.load_relaxed(base + place + j * (rows * 4 * head_dim), 4, (constant(j) + start) < chunks)
+            for j in range(unroll)
+            for place in places
+        ]
         return [[Float(ptx.as_float(w)) for w in four] for four in words]
 
-    def add(i: "Int | int", values: list[list[Float]], sums: list[Float]) -> list[Float]:
+    def add(start: "Int | int", values: list[list[Float]], sums: list[Float]) -> list[Float]:
         sums = list(sums)
         for j in range(unroll):
-            share = weight.from_lane(constant(j) + i)
+            share = weight.from_lane(constant(j) + start)
             for slot in range(slots):
                 for k, value in enumerate(values[j * slots + slot]):
                     sums[4 * slot + k] = value.fma(share, sums[4 * slot + k])
         return sums
 
-    place = first + ptx_sync.minimum(lane, last) * rows
-    held = lane < chunks
-    maximum, total = (Float(ptx.as_float(w)) for w in ptx_sync.load_global_words(stats + place.wide() * 8, 2))
     # The first outputs are on their way while the weights are computed.
     values = load(0)
-    maximum, total = maximum.select(held, -1e30), total.select(held, 0.0)
+    address = stats + (lane * rows + first).wide() * 8
+    maximum, total = (Float(ptx.as_float(w)) for w in ptx_sync.load_relaxed(address, 2, held))
+    maximum = maximum.select(held, -1e30)
     top = maximum
     for mask in (1, 2, 4, 8, 16):
         top = top.max(top.from_lane_xor(mask))
@@ -67,9 +67,9 @@ def merge_chunks(
             start = (i + 1) * unroll
             return [s.value for s in add(start, load(start), floats(carry))]
 
-        sums = floats(ptx.repeat(last // unroll, [s.value for s in sums], add_more))
-    some = constant(0) < chunks
-    sums = [s.select(some, 0.0) for s in sums]
+        rounds = ptx_sync.ceil_div(chunks, unroll)
+        more = (rounds - 1).select(constant(1) < rounds, 0)
+        sums = floats(ptx.repeat(more, [s.value for s in sums], add_more))
     return [sums[4 * slot : 4 * slot + 4] for slot in range(slots)]
 
 

@@ -178,6 +178,10 @@ class Threads:
         if name.startswith(("ld.shared", "ld.global")):
             data = self.memory[self._places(values[0], words)].view(np.uint32)
             return [value(data[:, i]) for i in range(words)]
+        if relaxed := re.search(r"@\$\d ld\.relaxed\.gpu\.global\.v(\d)", text):
+            with self.when(values[1]):
+                data = self.memory[self._places(values[0], int(relaxed[1]))].view(np.uint32)
+            return [value(np.where(values[1], column, 0), np.uint32) for column in data.T]
         if name.startswith(("st.shared", "st.global")):
             data = np.stack([np.asarray(v).view(np.uint32) for v in values[1:]], axis=1)
             places = self._places(values[0], words)[self.active]
