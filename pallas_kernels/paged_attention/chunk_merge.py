@@ -1,5 +1,7 @@
 """The merge of a context's chunks: ``sum_c w_c o_c / sum_c w_c l_c`` with ``w_c = 2 ** (m_c - max m)``, in the chunks' order."""
 
+from dataclasses import dataclass
+
 from pallas_kernels import ptx, ptx_sync
 from pallas_kernels.ptx import Int, constant
 from pallas_kernels.ptx_float import Float, floats, pack_words
@@ -13,13 +15,20 @@ def inverse(total: Float) -> Float:
     return total.reciprocal().select(total > 0.0, 0.0)
 
 
+@dataclass(frozen=True, slots=True)
+class Partials:
+    """Addresses of what is stored of chunks: outputs (times their sums) [B, C, R, H] and (maximum, sum) [B, C, R, 2], float32."""
+
+    outputs: Int
+    stats: Int
+
+
 def merge_chunks(
-    partials: Int, stats: Int, first: Int, chunks: Int, lane: Int, *, most: int, rows: int, head_dim: int
+    partials: Partials, first: Int, chunks: Int, lane: Int, *, most: int, rows: int, head_dim: int
 ) -> list[list[Float]]:
     """A column's output, by one warp: values 4 i to 4 i + 3 of every 128 in lane i. Without chunks it is 0.
 
     Args:
-        partials, stats: addresses of the chunks' outputs [rows, H] and their (maximum, sum), float32.
         first: row of chunk 0; each chunk's is ``rows`` past the one before.
         chunks: of the column, ``most`` at most: as many as a warp has lanes.
     """
@@ -29,7 +38,7 @@ def merge_chunks(
     held = lane < chunks
 
     def load(start: "Int | int") -> list[list[Float]]:
-        base = partials + ((constant(0) + start) * rows + first).wide() * (4 * head_dim)
+        base = partials.outputs + ((constant(0) + start) * rows + first).wide() * (4 * head_dim)
         words = [
             ptx_sync.load_relaxed(base + place + j * (rows * 4 * head_dim), 4, (constant(j) + start) < chunks)
             for j in range(unroll)
@@ -48,15 +57,16 @@ def merge_chunks(
 
     # The first outputs are on their way while the weights are computed.
     values = load(0)
-    address = stats + (lane * rows + first).wide() * 8
+    address = partials.stats + (lane * rows + first).wide() * 8
     maximum, total = (Float(ptx.as_float(w)) for w in ptx_sync.load_relaxed(address, 2, held))
     maximum = maximum.select(held, -1e30)
+    masks = [mask for mask in (1, 2, 4, 8, 16) if mask < most]
     top = maximum
-    for mask in (1, 2, 4, 8, 16):
+    for mask in masks:
         top = top.max(top.from_lane_xor(mask))
     weight = (maximum - top).exp2().select(held, 0.0)
     total = total * weight
-    for mask in (1, 2, 4, 8, 16):
+    for mask in masks:
         total = total + total.from_lane_xor(mask)
     weight = weight * inverse(total)
 
@@ -79,5 +89,5 @@ def store_column(output: Int, row: Int, values: list[list[Float]], lane: Int, *,
     for slot, four in enumerate(values):
         quad = lane + 32 * slot
         with ptx_sync.when(quad < quads):
-            words = [pack_words(*four[i : i + 2], dtype) for i in (0, 2)]
+            words = [pack_words(four[i], four[i + 1], dtype) for i in (0, 2)]
             ptx_sync.store_global(output + (row * quads + quad).wide() * 8, *words)

@@ -60,9 +60,9 @@ class DecodeBlock:
         units = (total + (pipelines - 1) - first) // pipelines
         with ptx_sync.when(self.copying):
             self._load_units(units, first, pipelines)
-            if shape.queries == 1:
+            if self.targets.output is not None:
                 with ptx_sync.when(ptx_sync.equal(self.group, 0)):
-                    self._clear_empty_rows()
+                    self._clear_empty_rows(self.targets.output)
         with ptx_sync.when(self.warp < 4 * groups):
             self._compute_units(units)
 
@@ -184,7 +184,7 @@ class DecodeBlock:
         number = i % SLOTS
         return self.slots + number * self.layout.slot_bytes, self.slot_full + number * 8
 
-    def _clear_empty_rows(self) -> None:
+    def _clear_empty_rows(self, output: Int) -> None:
         """Zeros for those of the block's rows that have no tokens, and so no unit; by one warp."""
         shape, grid, block = self.shape, self.config.grid, ptx.block_index()
         pieces = shape.heads * shape.stored.head_dim // 8  # of 16 bytes
@@ -195,7 +195,7 @@ class DecodeBlock:
             def clear(j: Int, carry):
                 piece = j * 32 + self.lane
                 with ptx_sync.when(piece < pieces):
-                    ptx_sync.store_global(self.targets.output + (row * pieces + piece).wide() * 16, *[constant(0)] * 4)
+                    ptx_sync.store_global(output + (row * pieces + piece).wide() * 16, *[constant(0)] * 4)
                 return carry
 
             with ptx_sync.when(ptx_sync.equal(ptx.load_global(self._at(self.lens, row)), 0)):

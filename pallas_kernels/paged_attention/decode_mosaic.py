@@ -45,8 +45,8 @@ def decode_rows(
     split = _split(shape, config)
     counters = ()
     if split.max_chunks > 1:
-        # Each call leaves the zeros that it found, so XLA may take one buffer for all layers and fill it once a step: calls share
-        # it safely, for the kernels of a program run one after the other.
+        # Each call leaves the zeros that it found, and a layer's call waits for that of the layer before: the one buffer that XLA
+        # makes of all these zeros, filled once a step, serves every layer in turn.
         counters = (jnp.zeros((shape.batch, shape.kv_heads, shape.parts), jnp.int32),)
     call = _call(shape, config, split, str(q.dtype))
     return call(q, layer, block_table, context_lens, window, *pools, *counters)[0]

@@ -11,7 +11,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int32
 
 from pallas_kernels import ptx, ptx_sync
-from pallas_kernels.paged_attention.chunk_merge import merge_chunks, store_column
+from pallas_kernels.paged_attention.chunk_merge import Partials, merge_chunks, store_column
 from pallas_kernels.paged_attention.decode_layout import Shape
 from pallas_kernels.paged_attention.split import Split
 from pallas_kernels.ptx import Int
@@ -100,5 +100,5 @@ def emit_merge(shape: Shape, split: Split, tokens: int, dtype: str, addresses: l
         first = row * (most * shape.rows) + (head // shape.group) * (shape.group * shape.queries) + column
 
         sizes = {"most": most, "rows": shape.rows, "head_dim": head_dim}
-        values = merge_chunks(partials, stats, first, chunks, lane, **sizes)
+        values = merge_chunks(Partials(partials, stats), first, chunks, lane, **sizes)
         store_column(out, number, values, lane, head_dim=head_dim, dtype=ptx.SHORT_NAMES[dtype])

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pallas_kernels import ptx, ptx_sync
-from pallas_kernels.paged_attention.chunk_merge import inverse, merge_chunks, store_column
+from pallas_kernels.paged_attention.chunk_merge import Partials, inverse, merge_chunks, store_column
 from pallas_kernels.ptx import Int, constant
 from pallas_kernels.ptx_float import Float, pack_words
 
@@ -24,25 +24,24 @@ class Targets:
 
     Attributes:
         output: [B, N, H] in the type of the queries; None where a second kernel merges.
-        partials, stats: [B, C, R, H] and [B, C, R, 2] float32, the chunks' outputs (times their sums) and (maximum, sum);
-            None where each context is one chunk.
+        partials: of chunks; None where each context is one.
         counters: [B, K, parts], how many of the chunks are stored; 0 before and after. None where nothing is merged here.
     """
 
     output: Int | None = None
-    partials: Int | None = None
-    stats: Int | None = None
+    partials: Partials | None = None
     counters: Int | None = None
 
     @classmethod
     def of(cls, shape: "Shape", split: "Split", addresses: list[Int]) -> "Targets":
         """Of the kernel's last arrays, in the order of its call."""
         if shape.queries > 1:
-            return cls(None, *addresses)
+            outputs, stats = addresses
+            return cls(partials=Partials(outputs, stats))
         if split.max_chunks == 1:
-            return cls(*addresses)
-        counters, *results = addresses
-        return cls(*results, counters)
+            return cls(output=addresses[0])
+        counters, output, outputs, stats = addresses
+        return cls(output, Partials(outputs, stats), counters)
 
 
 class UnitResult:
@@ -64,9 +63,9 @@ class UnitResult:
 
     def store_stats(self, column: Int, maximum: Float, total: Float) -> None:
         """Of a column, by one thread."""
-        if self.targets.stats is None:
+        if self.targets.partials is None:
             return
-        address = self.targets.stats + (self.first + column).wide() * 8
+        address = self.targets.partials.stats + (self.first + column).wide() * 8
         if self.targets.output is None:
             ptx_sync.store_global(address, maximum.value, total.value)
             return
@@ -75,23 +74,24 @@ class UnitResult:
 
     def store_pair(self, pair: Int, low: Float, high: Float) -> None:
         """Values (2 pair, 2 pair + 1) of the unit's columns, one column of H after the other."""
-        if self.targets.output is None:
-            self._store_partial(pair, low, high)
-        elif self.targets.partials is None:
-            self._store_output(pair, low, high)
-        else:
+        output, partials = self.targets.output, self.targets.partials
+        if output is not None and partials is not None:
             with ptx_sync.when(self.chunks < 2):
-                self._store_output(pair, low, high)
+                self._store_output(output, pair, low, high)
             with ptx_sync.when(constant(1) < self.chunks):
-                self._store_partial(pair, low, high)
+                self._store_partial(partials, pair, low, high)
+        elif output is not None:
+            self._store_output(output, pair, low, high)
+        elif partials is not None:
+            self._store_partial(partials, pair, low, high)
 
-    def _store_partial(self, pair: Int, low: Float, high: Float) -> None:
+    def _store_partial(self, partials: Partials, pair: Int, low: Float, high: Float) -> None:
         place = self.first * (self.head_dim // 2) + pair
-        ptx_sync.store_global(self.targets.partials + place.wide() * 8, low.value, high.value)
+        ptx_sync.store_global(partials.outputs + place.wide() * 8, low.value, high.value)
 
-    def _store_output(self, pair: Int, low: Float, high: Float) -> None:
+    def _store_output(self, output: Int, pair: Int, low: Float, high: Float) -> None:
         place = self.output_row * (self.head_dim // 2) + pair
-        ptx_sync.store_global(self.targets.output + place.wide() * 4, pack_words(low, high, self.shape.query_dtype))
+        ptx_sync.store_global(output + place.wide() * 4, pack_words(low, high, self.shape.query_dtype))
 
     def merge_if_last(self, arrival: Int, warp: Int, lane: Int, barrier: Int, valid: "Int | int") -> None:
         """Merge the context's chunks for the unit's ``valid`` columns if all others are stored; by a warpgroup, after its stores.
@@ -99,7 +99,8 @@ class UnitResult:
         ``arrival`` is a word in shared memory that nothing else uses: the next unit's number is written to it two barriers
         (those of its ``join``) after this one's was read.
         """
-        if self.targets.counters is None:
+        output, partials, counters = self.targets.output, self.targets.partials, self.targets.counters
+        if output is None or partials is None or counters is None:
             return
         shape = self.shape
         with ptx_sync.when(constant(1) < self.chunks):
@@ -108,12 +109,12 @@ class UnitResult:
             ptx_sync.sync_warpgroup(barrier)
             with ptx_sync.when(ptx_sync.equal(warp * 32 + lane, 0)):
                 unit = self.output_row // shape.group * shape.parts + self.output_row % shape.group // shape.width
-                ptx.store_shared(arrival, ptx_sync.count_to(self.targets.counters + unit.wide() * 4, last))
+                ptx.store_shared(arrival, ptx_sync.count_to(counters + unit.wide() * 4, last))
             ptx_sync.sync_warpgroup(barrier)
             with ptx_sync.when(ptx_sync.equal(ptx.load_shared(arrival)[0], last)):
-                self._merge(warp, lane, valid)
+                self._merge(output, partials, warp, lane, valid)
 
-    def _merge(self, warp: Int, lane: Int, valid: "Int | int") -> None:
+    def _merge(self, output: Int, partials: Partials, warp: Int, lane: Int, valid: "Int | int") -> None:
         """All chunks of the unit's columns; each warp takes every fourth column."""
         shape, most = self.shape, self.split.max_chunks
         first = self.output_row + self.output_row // shape.heads * ((most - 1) * shape.heads)
@@ -121,9 +122,9 @@ class UnitResult:
         def merge_column(i: Int, carry):
             column = warp + i * 4
             sizes = {"most": most, "rows": shape.rows, "head_dim": self.head_dim}
-            values = merge_chunks(self.targets.partials, self.targets.stats, first + column, self.chunks, lane, **sizes)
+            values = merge_chunks(partials, first + column, self.chunks, lane, **sizes)
             row = self.output_row + column
-            store_column(self.targets.output, row, values, lane, head_dim=self.head_dim, dtype=shape.query_dtype)
+            store_column(output, row, values, lane, head_dim=self.head_dim, dtype=shape.query_dtype)
             return carry
 
         columns = valid if isinstance(valid, Int) else constant(valid)

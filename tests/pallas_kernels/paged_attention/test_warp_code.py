@@ -11,6 +11,7 @@ from support.thread_emulator import Ref, Threads
 from pallas_kernels import ptx
 from pallas_kernels.kv_write.reference import dequantize_heads, quantize_heads
 from pallas_kernels.paged_attention import prefill_convert, swizzled
+from pallas_kernels.paged_attention.chunk_merge import Partials
 from pallas_kernels.paged_attention.decode_layout import Shape
 from pallas_kernels.paged_attention.decode_warp import DecodeWarp
 from pallas_kernels.paged_attention.fragments import Stored
@@ -128,7 +129,7 @@ def test_decode_of_one_chunk(monkeypatch, bits, group, head_dim, soft_cap):
     stats, joined = threads.put(floats((4, 16, 4))), threads.put(floats((4, group, code.head_floats(head_dim))))
     out, sums = threads.put(floats((group + 2, head_dim))), threads.put(floats((group + 2, 2)))
     addresses = ptx.shared_address(stats), ptx.shared_address(joined)
-    targets = Targets(partials=ptx.global_address(out), stats=ptx.global_address(sums))
+    targets = Targets(partials=Partials(ptx.global_address(out), ptx.global_address(sums)))
     code.join(
         state,
         *addresses,
