@@ -104,6 +104,16 @@ def load_global_words(address: Int, words: int) -> list[Int]:
     ]
 
 
+def load_relaxed(address: Int, words: int, where: ir.Value) -> list[Int]:
+    """2 or 4 words that any multiprocessor may have stored, past L1 and in the order of the code; zeros, and nothing is read, where
+    the condition does not hold.
+    """
+    names = [f"${i}" for i in range(words)]
+    zeros = " ".join(f"mov.b32 {name}, 0;" for name in names)
+    load = f"@${words + 1} ld.relaxed.gpu.global.v{words}.u32 {{{', '.join(names)}}}, [${words}];"
+    return [Int(v) for v in ptx.asm(f"{{ {zeros} {load} }}", address, where, results=(ptx.i32(),) * words)]
+
+
 def store_global(address: Int, *words: Any) -> None:
     """1, 2 or 4 words of 32 bits (integers or floats)."""
     if len(words) == 1:
@@ -111,6 +121,15 @@ def store_global(address: Int, *words: Any) -> None:
         return
     names = ", ".join(f"${i + 1}" for i in range(len(words)))
     ptx.asm(f"st.global.v{len(words)}.b32 [$0], {{{names}}};", address, *words)
+
+
+def count_to(address: Int, last: Int) -> Int:
+    """Count up a word in global memory that goes from ``last`` back to 0; returns what it was before.
+
+    Acquire and release of the whole GPU: who finds ``last`` sees what all that counted before had stored.
+    """
+    text = "atom.acq_rel.gpu.global.inc.u32 $0, [$1], $2;"
+    return Int(ptx.asm(text, address, last, results=(ptx.i32(),))[0])
 
 
 def sync_warpgroup(barrier: Int) -> None:

@@ -12,8 +12,8 @@ MAX_SHARED = 224 * 1024
 SLOTS = 2
 """Units whose queries are in shared memory at a time."""
 HEADER_BYTES = 32
-"""What the copying warp tells the computing ones of a unit: row of the output, first token, tiles, length, first token seen; of
-several queries their number and the first column."""
+"""What the copying warp tells the computing ones of a unit: row of the partial results, first token, tiles, length; first token
+seen, query tokens (of one each: the context's chunks), first column, row of the output."""
 MOST_QUERIES = 16
 """Query tokens of a row. Each needs its own columns of the products: where a unit's are full, the cache is read again."""
 
@@ -115,6 +115,7 @@ class Layout:
             "slots": SLOTS * self.slot_bytes,
             "stats": 4 * 8 * -(-shape.width // 8) * 16,
             "outputs": 4 * shape.width * head_floats * 4,
+            "arrival": 4,
         }
         offset = 0
         self.offsets: dict[str, int] = {}

@@ -10,6 +10,7 @@ from pallas_kernels.ptx_float import Float, any_lane, floats, transpose_matrix, 
 
 if TYPE_CHECKING:
     from pallas_kernels.paged_attention.decode_layout import Shape
+    from pallas_kernels.paged_attention.unit_result import UnitResult
 
 _LOWEST = -1e30
 """Maximum before any key was seen: finite, so that differences of two of them are."""
@@ -226,12 +227,10 @@ class DecodeWarp:
         outputs: Int,
         warp: Int,
         barrier: Int,
-        partials: Int,
-        sums_out: Int,
-        first: Int,
+        result: "UnitResult",
         valid: "Int | int",
     ) -> None:
-        """Join the states of a warpgroup and write the result as rows ``first`` on, one for each of the ``valid`` columns."""
+        """Join the states of a warpgroup and store the result, a row for each of the ``valid`` columns."""
         h = self.stored.head_dim
         maxima, sums, offsets, values = self._parts(state)
         for mask in (4, 8, 16):
@@ -246,7 +245,7 @@ class DecodeWarp:
         for k in range(2 * self.eights):
             column = self.t * 2 + (8 * (k // 2) + k % 2)
             top, total = self._join_stats(stats + column * 16, 16 * padded)
-            factor = (maxima[k] - top).exp2()
+            factor = result.normalized((maxima[k] - top).exp2(), total)
             with ptx_sync.when(column < valid):
                 row = outputs + (warp * self.width + column) * (per_column * 4) + self.g * (4 * (h // 8 + 2))
                 for block in range(self.blocks):
@@ -256,7 +255,7 @@ class DecodeWarp:
                         pair = [v + offsets[k] for v in pair]
                     ptx.store_shared(row + 8 * block, *[(v * factor).value for v in pair])
                 with ptx_sync.when(ptx_sync.equal(warp * 8 + self.g, 0)):
-                    ptx_sync.store_global(sums_out + (first + column).wide() * 8, top.value, total.value)
+                    result.store_stats(column, top, total)
         ptx_sync.sync_warpgroup(barrier)
         thread = warp * 32 + self.lane
         for start in range(0, self.width * h // 2, 128):
@@ -264,11 +263,11 @@ class DecodeWarp:
             with ptx_sync.when(pair < valid * (h // 2)):
                 column, place = pair // (h // 2), pair % (h // 2) * 2
                 address = outputs + column * (per_column * 4) + place * 4 + place // (h // 8) * 8
-                total = [Float(0.0), Float(0.0)]
+                low = high = Float(0.0)
                 for i in range(4):
                     words = ptx.load_shared(address + i * (self.width * per_column * 4), 2)
-                    total = [x + Float(ptx.as_float(w)) for x, w in zip(total, words, strict=True)]
-                ptx_sync.store_global(partials + (first * (h // 2) + pair).wide() * 8, *[x.value for x in total])
+                    low, high = (x + Float(ptx.as_float(w)) for x, w in zip((low, high), words, strict=True))
+                result.store_pair(pair, low, high)
 
     @staticmethod
     def _join_stats(address: Int, stride: int) -> tuple[Float, Float]:

@@ -9,7 +9,7 @@ from pallas_kernels.device import reason_not_hopper
 from pallas_kernels.paged_attention import decode_layout
 from pallas_kernels.paged_attention.choice import choose_decode, choose_prefill
 from pallas_kernels.paged_attention.decode_layout import DecodeConfig, Shape
-from pallas_kernels.paged_attention.decode_mosaic import decode_partials
+from pallas_kernels.paged_attention.decode_mosaic import decode_partials, decode_rows
 from pallas_kernels.paged_attention.fragments import Stored
 from pallas_kernels.paged_attention.merge_mosaic import merge_partials
 from pallas_kernels.paged_attention.prefill_mosaic import prefill_tiles_attention
@@ -90,10 +90,10 @@ def decode(
         raise ValueError(f"the decode kernel can't take this call: {reason}")
     if (query_start is None) != (queries == 1):
         raise ValueError(f"{queries=}: 1 means a token for every row, and no query_start; more need one")
-    window = window.reshape(1)
-    partials, stats, split = decode_partials(
-        q, _pools(k_pages, v_pages), layer.reshape(1), block_table, query_start, lens, window, shape, config
-    )
+    layer, window, pools = layer.reshape(1), window.reshape(1), _pools(k_pages, v_pages)
+    if query_start is None:
+        return decode_rows(q, pools, layer, block_table, lens, window, shape, config)
+    partials, stats, split = decode_partials(q, pools, layer, block_table, query_start, lens, window, shape, config)
     return merge_partials(partials, stats, lens, window, query_start, shape, split, q.shape[0], str(jnp.dtype(q.dtype)))
 
 

@@ -1,8 +1,8 @@
 """Paged attention, decode and prefill, beside torch's and cuDNN's on contiguous keys and values and JAX's own paged one.
 
 Each width is first checked on ragged contexts against the float32 reference with the same cache. Times are of kernels (CUPTI), all
-of one call added up (decode and its merge). Decode's layer changes from call to call, so that the L2 cache holds nothing of use;
-its bytes are those of keys, values and their pairs as stored. Pages are in shuffled order.
+of one call added up (with several queries decode and its merge). Decode's layer changes from call to call, so that the L2 cache
+holds nothing of use; its bytes are those of keys, values and their pairs as stored. Pages are in shuffled order.
 """
 
 import argparse

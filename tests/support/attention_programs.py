@@ -49,7 +49,7 @@ class Prepared:
         s = self.setup = setup
         self.cache = Cache(s.lens, kv_heads=s.kv_heads, head_dim=s.head_dim, bits=s.bits, page=s.page)
         self.q = queries(s.tokens or len(s.lens), s.heads, s.head_dim)
-        options = {"scale": s.head_dim**-0.5, "soft_cap": s.soft_cap, "implementation": implementation}
+        self.options = options = {"scale": s.head_dim**-0.5, "soft_cap": s.soft_cap, "implementation": implementation}
         self.programs = {}
         for rows in s.batches or (len(s.lens),):
             if s.tokens:
@@ -82,6 +82,18 @@ class Prepared:
         """One query of each row, all of them if not given."""
         rows = np.arange(len(self.setup.lens)) if rows is None else np.asarray(rows)
         return _floats(self.programs[len(rows)](*self._rows(rows, window)))
+
+    def decode_again(self, times: int) -> list[np.ndarray]:
+        """The same as ``decode`` so many times in one program, one after the other: each waits for the one before."""
+
+        def run(q, *rest):
+            outputs = []
+            for _ in range(times):
+                outputs.append(self._run(partial(paged_decode, **self.options), q, *rest))
+                q = jnp.where(jnp.isfinite(outputs[-1]), q, 0)
+            return outputs
+
+        return [_floats(out) for out in jax.jit(run)(*self._rows(np.arange(len(self.setup.lens)), 0))]
 
     def ragged(self, news, window: int = 0, rows=None, q=None) -> np.ndarray:
         """The last ``news`` tokens of each row, rows taken in this order; ``q`` in place of the setup's own queries."""

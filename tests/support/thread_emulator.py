@@ -178,11 +178,17 @@ class Threads:
         if name.startswith(("ld.shared", "ld.global")):
             data = self.memory[self._places(values[0], words)].view(np.uint32)
             return [value(data[:, i]) for i in range(words)]
+        if relaxed := re.search(r"@\$\d ld\.relaxed\.gpu\.global\.v(\d)", text):
+            with self.when(values[1]):
+                data = self.memory[self._places(values[0], int(relaxed[1]))].view(np.uint32)
+            return [value(np.where(values[1], column, 0), np.uint32) for column in data.T]
         if name.startswith(("st.shared", "st.global")):
             data = np.stack([np.asarray(v).view(np.uint32) for v in values[1:]], axis=1)
             places = self._places(values[0], words)[self.active]
             self.memory[places] = np.ascontiguousarray(data[self.active]).view(np.uint8)
             return None
+        if name.startswith("atom.acq_rel.gpu.global.inc"):
+            return [value(self._count(*values))]
         if name.startswith("lop3"):
             return [value((values[0] & np.uint32(numbers[0])) | np.uint32(numbers[1]))]
         if name.startswith("prmt"):
@@ -221,6 +227,16 @@ class Threads:
         }
         wide = [np.asarray(v, np.float64) for v in values]
         return [value(simple[name.split(".")[0]](*wide), np.float32)]
+
+    def _count(self, address, last) -> np.ndarray:
+        """One thread after the other."""
+        before = np.zeros(THREADS, np.uint32)
+        for thread, place in enumerate(self._places(address, 1)):
+            if self.active[thread]:
+                before[thread] = self.memory[place].view(np.uint32)[0]
+                after = 0 if before[thread] >= last[thread] else before[thread] + 1
+                self.memory[place] = np.array([after], np.uint32).view(np.uint8)
+        return before
 
     def _mma(self, values, half):
         a, b, c = values[:4], values[4:6], values[6:10]

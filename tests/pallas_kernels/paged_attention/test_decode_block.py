@@ -1,4 +1,4 @@
-"""The whole decode kernel and its merge, block by block, by the emulator: against float64 with the same quantized cache.
+"""The whole decode kernel, and the merge of several queries, block by block, by the emulator: against float64 with the same cache.
 
 In lockstep the copying warps run first, so a block is given a ring and slots for all that it has to do.
 """
@@ -12,8 +12,10 @@ from support.attention_cache import LAYER, Cache, queries
 from support.thread_emulator import Threads, value
 
 from pallas_kernels import ptx, ptx_sync
-from pallas_kernels.paged_attention import decode_mosaic
+from pallas_kernels.paged_attention import decode_block
+from pallas_kernels.paged_attention.decode_block import DecodeBlock
 from pallas_kernels.paged_attention.decode_layout import SLOTS, DecodeConfig, Layout, Shape
+from pallas_kernels.paged_attention.decode_mosaic import results
 from pallas_kernels.paged_attention.fragments import Stored
 from pallas_kernels.paged_attention.merge_mosaic import emit_merge
 from pallas_kernels.paged_attention.split import Split
@@ -21,8 +23,13 @@ from pallas_kernels.paged_attention.split import Split
 CHUNK, GROUPS, MEMORY = 128, 2, 1 << 24
 
 
-def decode(monkeypatch, cache: Cache, q, most: int, starts=None, *, window=0, soft_cap=0.0, tile=64) -> np.ndarray:
-    """What the kernels make of queries [T, N, H]; ``starts`` is where each row's begin, None for one each."""
+def decode(
+    monkeypatch, cache: Cache, q, most: int, starts=None, *, window=0, soft_cap=0.0, tile=64, order=1, blocks=None
+) -> np.ndarray:
+    """What the kernels make of queries [T, N, H]; ``starts`` is where each row's begin, None for one each.
+
+    Blocks run in the order of their numbers, or backwards for ``order`` -1.
+    """
     heads, head_dim = q.shape[1:]
     values = cache.pools[0].values
     shape = Shape(
@@ -33,34 +40,36 @@ def decode(monkeypatch, cache: Cache, q, most: int, starts=None, *, window=0, so
     split = Split.of(tile=tile, chunk=CHUNK, table_tokens=shape.table_width * cache.page)
     units = len(cache.lens) * split.max_chunks * shape.kv_heads * shape.parts
     pipelines, tiles = -(-units // SLOTS), SLOTS * -(-int(cache.lens.max()) // tile)
-    config = DecodeConfig(tile, CHUNK, GROUPS, tiles, -(-pipelines // GROUPS))
+    config = DecodeConfig(tile, CHUNK, GROUPS, tiles, blocks or -(-pipelines // GROUPS))
     layout = Layout(shape, config)
 
     threads = Threads(monkeypatch, MEMORY, 128 * (GROUPS + 1))
     monkeypatch.setattr(ptx_sync, "publish_barriers", lambda: None)
     warps = SimpleNamespace(warp_idx=lambda: value(np.arange(128 * (GROUPS + 1)) // 32, np.uint32))
-    monkeypatch.setattr(decode_mosaic, "utils", warps)
+    monkeypatch.setattr(decode_block, "utils", warps)
     rows = [threads.put(np.asarray(x)) for x in (cache.table, cache.lens, np.array([window], np.int32))]
     inputs = [threads.put(np.asarray(q)), threads.put(np.array([LAYER], np.int32)), *rows]
     places = [] if starts is None else [threads.put(np.asarray(starts, np.int32))]
     pools = [threads.put(np.asarray(p.values)) for p in cache.pools]
     pools += [threads.put(np.asarray(p.pairs)) for p in cache.pools if p.pairs is not None]
-    lead = (shape.batch, split.max_chunks, shape.rows)
-    partials = threads.put(np.full((*lead, head_dim), np.nan, np.float32))
-    stats = threads.put(np.full((*lead, 2), np.nan, np.float32))
-    out = threads.put(np.full(q.shape, 7, jnp.bfloat16))
+    counts = np.zeros((shape.batch, shape.kv_heads, shape.parts), np.int32)
+    counters = [threads.put(counts)] if most == 1 and split.max_chunks > 1 else []
+    written = [threads.put(np.full(r.shape, np.nan, r.dtype)) for r in results(shape, split, "bfloat16")]
     shared = threads.put(np.full(layout.total // 4, -1, np.int32))  # NaN, whatever it is read as
 
     def block_is(number: int) -> None:
         monkeypatch.setattr(ptx, "block_index", lambda: ptx.constant(number))
 
-    for number in range(config.grid):
+    for number in range(config.grid)[::order]:
         block_is(number)
-        buffers = [*inputs, *places, *pools, partials, stats, shared]
-        decode_mosaic._Block(shape, config, split, layout, buffers).run()
+        DecodeBlock(shape, config, split, layout, [*inputs, *places, *pools, *counters, *written, shared]).run()
     assert threads.announced == threads.copied, "barriers wait for what is copied"
+    assert not any(threads.get(c, np.int32).any() for c in counters), "the next call finds zeros"
+    if most == 1:
+        return threads.get(written[0], jnp.bfloat16).astype(np.float64)
+    out = threads.put(np.full(q.shape, 7, jnp.bfloat16))
     monkeypatch.setattr("support.thread_emulator.THREADS", 128)
-    addresses = [ptx.global_address(r) for r in [rows[1], rows[2], *places, partials, stats, out]]
+    addresses = [ptx.global_address(r) for r in [rows[1], rows[2], *places, *written, out]]
     for number in range(-(-q.shape[0] * heads // 4)):
         block_is(number)
         emit_merge(shape, split, q.shape[0], "bfloat16", addresses)
@@ -78,16 +87,69 @@ def check(out, cache: Cache, q, counts, **options) -> None:
     assert not out[token:].any(), "queries of no row"
 
 
-@pytest.mark.parametrize(
-    ("bits", "heads", "kv_heads", "head_dim"), [(16, 8, 2, 64), (8, 18, 1, 128), (4, 2, 2, 96)], ids=str
-)
-def test_one_query_a_row(monkeypatch, bits, heads, kv_heads, head_dim):
-    lens = [150, 0, 1, 65]
-    cache = Cache(lens, kv_heads=kv_heads, head_dim=head_dim, bits=bits, page=32)
-    q = queries(len(lens), heads, head_dim)
-    out, expected = decode(monkeypatch, cache, q, 1), cache.oracle(q)
-    for row in range(len(lens)):
+def check_rows(out, cache: Cache, q, **options) -> None:
+    """One query of each row."""
+    expected = cache.oracle(q, **options)
+    for row in range(len(expected)):
         assert np.linalg.norm(out[row] - expected[row]) <= 5e-3 * np.linalg.norm(expected[row]), row
+
+
+@pytest.mark.parametrize(
+    ("bits", "heads", "kv_heads", "head_dim", "options"),
+    [
+        (16, 8, 2, 64, {}),
+        (16, 7, 1, 128, {"window": 200}),  # a warp merges two columns, another one
+        (8, 18, 1, 128, {}),  # two units of a KV head's columns
+        (8, 4, 1, 64, {"soft_cap": 3.0}),
+        (4, 2, 2, 96, {"window": 20}),
+        (4, 2, 1, 256, {}),
+    ],
+    ids=str,
+)
+def test_one_query_a_row(monkeypatch, bits, heads, kv_heads, head_dim, options):
+    """Contexts of 0 to 3 chunks; whichever block stores the last chunk of one, the bits are the same."""
+    cache = Cache([150, 0, 1, 65, 300, 128], kv_heads=kv_heads, head_dim=head_dim, bits=bits, page=32)
+    q = queries(len(cache.lens), heads, head_dim)
+    out = decode(monkeypatch, cache, q, 1, **options)
+    check_rows(out, cache, q, **options)
+    with monkeypatch.context() as again:
+        assert np.array_equal(decode(again, cache, q, 1, **options, order=-1), out)
+
+
+@pytest.mark.parametrize(("bits", "length"), [(16, 1300), (4, 4200)], ids=str)
+def test_more_chunks_than_are_loaded_at_a_time(monkeypatch, bits, length):
+    cache = Cache([length], kv_heads=1, head_dim=64, bits=bits, page=64)
+    q = queries(1, 2, 64)
+    out = decode(monkeypatch, cache, q, 1)
+    check_rows(out, cache, q)
+    with monkeypatch.context() as again:
+        assert np.array_equal(decode(again, cache, q, 1, order=-1), out)
+
+
+@pytest.mark.parametrize("bits", [16, 8, 4])
+def test_tables_of_one_chunk_need_no_partial_results(monkeypatch, bits):
+    cache = Cache([100, 0, 1, 128], kv_heads=2, head_dim=64, bits=bits, page=32)
+    q = queries(len(cache.lens), 6, 64)
+    check_rows(decode(monkeypatch, cache, q, 1), cache, q)
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 9])
+def test_rows_without_tokens_are_zeros(monkeypatch, blocks):
+    """None of them has a unit; 100 pieces of 16 bytes are no multiple of what a warp stores at a time."""
+    cache = Cache([0, 0, 0, 70, 0, 0, 0], kv_heads=1, head_dim=80, bits=16, page=32)
+    q = queries(len(cache.lens), 10, 80)
+    check_rows(decode(monkeypatch, cache, q, 1, blocks=blocks), cache, q)
+
+
+def test_a_row_has_the_same_bits_in_other_company(monkeypatch):
+    heads, head_dim = 4, 64
+    cache = Cache([150, 90, 300, 0, 20], kv_heads=2, head_dim=head_dim, bits=8, page=32)
+    q = queries(len(cache.lens), heads, head_dim)
+    out = decode(monkeypatch, cache, q, 1)
+    rows = [2, 0]
+    cache.lens, cache.table = cache.lens[rows], cache.table[rows]
+    with monkeypatch.context() as again:
+        assert np.array_equal(decode(again, cache, q[np.array(rows)], 1), out[rows])
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,13 @@ def test_a_long_context(programs, setup):
     assert all(np.array_equal(ready.decode(), out) for _ in range(RUNS - 1))
 
 
+@pytest.mark.parametrize("setup", [RAGGED[0], LONG[0], MANY[0]], ids=str)
+def test_calls_of_one_program_share_their_counters(programs, setup):
+    ready = programs[setup].result()
+    out = ready.decode()
+    assert all(np.array_equal(again, out) for again in ready.decode_again(RUNS))
+
+
 @pytest.mark.parametrize("setup", MANY, ids=str)
 def test_the_same_bits_every_time_and_in_any_company(programs, setup):
     ready = programs[setup].result()

@@ -78,20 +78,22 @@ def test_a_tile_is_copied_from_its_pages(monkeypatch, page_size, token, length):
 
 @pytest.mark.parametrize("head_dim", [64, 96, 128])
 def test_chunks_are_joined(monkeypatch, head_dim):
-    threads = Threads(monkeypatch, 1 << 22)
+    threads = Threads(monkeypatch, 1 << 23)
     lengths, heads, split = np.array([0, 1, 700, 20000], np.int32), 2, Split.of(tile=64, chunk=512, table_tokens=20000)
     rng = np.random.default_rng(0)
-    shape = (len(lengths), split.max_chunks, heads, head_dim)
+    most = 2  # queries of a row, each of which has the one that is there
+    shape = (len(lengths), split.max_chunks, heads * most, head_dim)
     call = Shape(
         batch=len(lengths), heads=heads, kv_heads=1, pages=1, page_size=64, table_width=320, stored=Stored(head_dim, 16),
-        query_dtype="bf16", scale=1.0, soft_cap=0.0,
+        query_dtype="bf16", scale=1.0, soft_cap=0.0, queries=most,
     )  # fmt: skip
     partials, stats = rng.normal(size=shape).astype(np.float32), rng.normal(size=(*shape[:3], 2)).astype(np.float32)
     stats[..., 1] = np.abs(stats[..., 1]) + 0.1
     chunks = [0, 1, 2, 32]
     for row, count in enumerate(chunks):
         partials[row, count:], stats[row, count:] = np.nan, np.nan
-    inputs = [threads.put(x) for x in (lengths, np.zeros(1, np.int32), partials, stats)]
+    starts = np.arange(len(lengths) + 1, dtype=np.int32)
+    inputs = [threads.put(x) for x in (lengths, np.zeros(1, np.int32), starts, partials, stats)]
     out = threads.put(np.full((len(lengths), heads, head_dim), 7, jnp.bfloat16))
     for block in range(2):
         monkeypatch.setattr(ptx, "block_index", lambda block=block: ptx.constant(block))
@@ -99,8 +101,8 @@ def test_chunks_are_joined(monkeypatch, head_dim):
     got = threads.get(out, jnp.bfloat16).astype(np.float64)
     assert not got[0].any(), "an empty context comes out 0"
     for row, count in list(enumerate(chunks))[1:]:
-        maxima, sums = stats[row, :count, :, 0].astype(np.float64), stats[row, :count, :, 1]
+        maxima, sums = stats[row, :count, :heads, 0].astype(np.float64), stats[row, :count, :heads, 1]
         weights = np.exp2(maxima - maxima.max(axis=0))
         total = (weights * sums).sum(axis=0)
-        expected = (weights[..., None] * partials[row, :count]).sum(axis=0) / total[:, None]
+        expected = (weights[..., None] * partials[row, :count, :heads]).sum(axis=0) / total[:, None]
         assert np.abs(got[row] - expected).max() < 0.004 * np.abs(expected).max()

@@ -11,10 +11,13 @@ from support.thread_emulator import Ref, Threads
 from pallas_kernels import ptx
 from pallas_kernels.kv_write.reference import dequantize_heads, quantize_heads
 from pallas_kernels.paged_attention import prefill_convert, swizzled
+from pallas_kernels.paged_attention.chunk_merge import Partials
 from pallas_kernels.paged_attention.decode_layout import Shape
 from pallas_kernels.paged_attention.decode_warp import DecodeWarp
 from pallas_kernels.paged_attention.fragments import Stored
 from pallas_kernels.paged_attention.prefill_convert import RawTiles, _pieces, convert_raw
+from pallas_kernels.paged_attention.split import Split
+from pallas_kernels.paged_attention.unit_result import Targets, UnitResult
 
 SCALE = 0.1
 
@@ -126,14 +129,13 @@ def test_decode_of_one_chunk(monkeypatch, bits, group, head_dim, soft_cap):
     stats, joined = threads.put(floats((4, 16, 4))), threads.put(floats((4, group, code.head_floats(head_dim))))
     out, sums = threads.put(floats((group + 2, head_dim))), threads.put(floats((group + 2, 2)))
     addresses = ptx.shared_address(stats), ptx.shared_address(joined)
+    targets = Targets(partials=Partials(ptx.global_address(out), ptx.global_address(sums)))
     code.join(
         state,
         *addresses,
         warp,
         ptx.constant(1),
-        ptx.global_address(out),
-        ptx.global_address(sums),
-        ptx.constant(2),
+        UnitResult(shape, Split(64, 192, 1), targets, ptx.constant(2), ptx.constant(1), ptx.constant(0)),
         group,
     )
 
