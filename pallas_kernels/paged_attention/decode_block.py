@@ -15,14 +15,14 @@ from pallas_kernels.ptx_float import scan_warp
 class DecodeBlock:
     """The code of a block, emitted once for all its threads."""
 
-    def __init__(self, shape: Shape, config: DecodeConfig, split: Split, layout: Layout, buffers):
+    def __init__(self, shape: Shape, config: DecodeConfig, split: Split, layout: Layout, buffers, *, merges: bool):
         self.shape, self.config, self.split, self.layout = shape, config, split, layout
         *arrays, shared = buffers
         queries, layer, table, lens, window, *rest = (ptx.global_address(x) for x in arrays)
         self.queries, self.table, self.lens = queries, table, lens
         self.query_start, *rest = (None, *rest) if shape.queries == 1 else rest
         pools = len(shape.kinds)
-        self.pools, self.targets = rest[:pools], Targets.of(shape, split, rest[pools:])
+        self.pools, self.targets = rest[:pools], Targets.of(split, rest[pools:], merges=merges)
         self.starts = ptx.shared_address(shared)
         self.layer, self.window = ptx.load_global(layer), ptx.load_global(window)
         # Read from one lane, so that the compiler knows it to be the same in all of them.

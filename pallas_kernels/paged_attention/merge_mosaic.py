@@ -1,4 +1,4 @@
-"""Second stage of decode with several query tokens a row: a warp merges the chunks of one query head of one query token.
+"""Second stage of decode where the first does not merge: a warp merges the chunks of one query head of one query token.
 
 A context of no tokens comes out 0.
 """
@@ -14,7 +14,7 @@ from pallas_kernels import ptx, ptx_sync
 from pallas_kernels.paged_attention.chunk_merge import Partials, merge_chunks, store_column
 from pallas_kernels.paged_attention.decode_layout import Shape
 from pallas_kernels.paged_attention.split import Split
-from pallas_kernels.ptx import Int
+from pallas_kernels.ptx import Int, constant
 from pallas_kernels.ptx_float import Float as Number
 from pallas_kernels.ptx_float import to_integer
 
@@ -26,7 +26,7 @@ def merge_partials(
     stats: Float[Array, "B C R 2"],
     context_lens: Int32[Array, " B"],
     window: Int32[Array, " 1"],
-    query_start: Int32[Array, " S"],
+    query_start: Int32[Array, " S"] | None,
     shape: Shape,
     split: Split,
     tokens: int,
@@ -35,10 +35,11 @@ def merge_partials(
     """The attention output ``sum_c w_c o_c / sum_c w_c l_c`` with ``w_c = 2 ** (m_c - max m)``, in bfloat16 or float16.
 
     Args:
-        query_start: first token of each row and, last, one past the last of all, [B + 1].
+        query_start: first token of each row and, last, one past the last of all, [B + 1]; None where each row has one.
         tokens: T; those of no row come out 0.
     """
-    return _call(shape, split, tokens, dtype)(context_lens, window, query_start, partials, stats)
+    starts = () if query_start is None else (query_start,)
+    return _call(shape, split, tokens, dtype)(context_lens, window, *starts, partials, stats)
 
 
 @functools.lru_cache(maxsize=512)
@@ -80,22 +81,25 @@ def _row_of_token(token: Int, lane: Int, query_start: Int, batch: int) -> Int:
 def emit_merge(shape: Shape, split: Split, tokens: int, dtype: str, addresses: list[Int]) -> None:
     """The code of all threads; addresses are those of the arrays in the order of the call, and of the output."""
     batch, heads, head_dim, most = shape.batch, shape.heads, shape.stored.head_dim, split.max_chunks
-    lens, window, starts, partials, stats, out = addresses
+    lens, window, *starts, partials, stats, out = addresses
     thread = ptx.thread_index()
     lane, number = thread % 32, ptx.block_index() * _WARPS + thread // 32
     with ptx_sync.when(number < tokens * heads):
         token, head = number // heads, number % heads
-        row = _row_of_token(token, lane, starts, batch)
-        inside = row < batch
-        row = ptx_sync.minimum(row, batch - 1)
-        begin, end = (ptx.load_global(starts + (row + i).wide() * 4) for i in (0, 1))
-        query, queries = token - begin, ptx_sync.minimum(end - begin, shape.queries)
-        # Tokens of no row, and those that a row has too many of, come out 0.
-        known = ptx_sync.both(inside, query < queries)
-        query = query.select(known, 0)
+        row, query, queries = token, constant(0), constant(1)
+        if starts:
+            row = _row_of_token(token, lane, starts[0], batch)
+            inside = row < batch
+            row = ptx_sync.minimum(row, batch - 1)
+            begin, end = (ptx.load_global(starts[0] + (row + i).wide() * 4) for i in (0, 1))
+            query, queries = token - begin, ptx_sync.minimum(end - begin, shape.queries)
+            # Tokens of no row, and those that a row has too many of, come out 0.
+            known = ptx_sync.both(inside, query < queries)
+            query = query.select(known, 0)
         length = ptx.load_global(lens + row.wide() * 4)
         chunks = split.cut(length, ptx.load_global(window), queries).chunks
-        chunks = chunks.select(known, 0)
+        if starts:
+            chunks = chunks.select(known, 0)
         column = query * shape.group + head % shape.group
         first = row * (most * shape.rows) + (head // shape.group) * (shape.group * shape.queries) + column
 

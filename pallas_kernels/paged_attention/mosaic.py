@@ -9,7 +9,7 @@ from pallas_kernels.device import reason_not_hopper
 from pallas_kernels.paged_attention import decode_layout
 from pallas_kernels.paged_attention.choice import choose_decode, choose_prefill
 from pallas_kernels.paged_attention.decode_layout import DecodeConfig, Shape
-from pallas_kernels.paged_attention.decode_mosaic import decode_partials, decode_rows
+from pallas_kernels.paged_attention.decode_mosaic import decode_partials, decode_rows, split_of
 from pallas_kernels.paged_attention.fragments import Stored
 from pallas_kernels.paged_attention.merge_mosaic import merge_partials
 from pallas_kernels.paged_attention.prefill_mosaic import prefill_tiles_attention
@@ -91,9 +91,10 @@ def decode(
     if (query_start is None) != (queries == 1):
         raise ValueError(f"{queries=}: 1 means a token for every row, and no query_start; more need one")
     layer, window, pools = layer.reshape(1), window.reshape(1), _pools(k_pages, v_pages)
-    if query_start is None:
+    split = split_of(shape, config)
+    if decode_layout.merges(shape, config, split):
         return decode_rows(q, pools, layer, block_table, lens, window, shape, config)
-    partials, stats, split = decode_partials(q, pools, layer, block_table, query_start, lens, window, shape, config)
+    partials, stats = decode_partials(q, pools, layer, block_table, query_start, lens, window, shape, config)
     return merge_partials(partials, stats, lens, window, query_start, shape, split, q.shape[0], str(jnp.dtype(q.dtype)))
 
 
@@ -159,8 +160,8 @@ def mixed(
     """As ``prefill_reference``: rows of one query by the decode kernel, of more by the prefill kernel.
 
     A tile of the prefill kernel has 128 queries: a row that has one keeps tensor cores as busy as 128 would, and what reads the
-    cache for a query head knows nothing of the others. Steps of an 8B
-    model in which 256 answers of 1,300 tokens rode along took 52 ms (int4 cache, H200).
+    cache for a query head knows nothing of the others. Steps of an 8B model
+    in which 256 answers of 1,300 tokens rode along took 52 ms (int4 cache, H200).
     """
     first = query_start[:-1]
     single = jnp.diff(query_start) == 1

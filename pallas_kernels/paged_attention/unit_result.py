@@ -1,8 +1,9 @@
 """Where the result of a unit of work goes: a warpgroup's share of one context, for some columns of one KV head.
 
-Of a row with one query token the result is the output itself if the context is one chunk. Else it is stored as float32, and the
-warpgroup that is the last to store a chunk of that context merges all of them, in the chunks' order whichever it is. Of several
-query tokens all results are stored, for a second kernel to merge.
+Where the kernel merges (``decode_layout.merges``), the result of a context of one chunk is the output itself. Else it is stored as
+float32, and the warpgroup that is the last to store a chunk of that context merges all of them, in the chunks' order whichever it
+is. Elsewhere all results are stored for a second kernel to merge. With one query token a row the bits are the same both ways: a
+context of one chunk is divided by its sum here, and what the second kernel finds is a sum of 1.
 """
 
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ class Targets:
     """Addresses of arrays in global memory.
 
     Attributes:
-        output: [B, N, H] in the type of the queries; None where a second kernel merges.
+        output: [B, N, H] in the type of the queries, where this kernel merges; None where a second one does.
         partials: of chunks; None where each context is one.
         counters: [B, K, parts], how many of the chunks are stored; 0 before and after. None where nothing is merged here.
     """
@@ -33,9 +34,9 @@ class Targets:
     counters: Int | None = None
 
     @classmethod
-    def of(cls, shape: "Shape", split: "Split", addresses: list[Int]) -> "Targets":
-        """Of the kernel's last arrays, in the order of its call."""
-        if shape.queries > 1:
+    def of(cls, split: "Split", addresses: list[Int], *, merges: bool) -> "Targets":
+        """Of the kernel's last arrays, in the order of its call; ``merges``: no second kernel does."""
+        if not merges:
             outputs, stats = addresses
             return cls(partials=Partials(outputs, stats))
         if split.max_chunks == 1:
@@ -54,8 +55,8 @@ class UnitResult:
         self.head_dim = shape.stored.head_dim
 
     def normalized(self, factor: Float, total: Float) -> Float:
-        """A factor on a column's output, divided by the column's sum where the result is the output itself."""
-        if self.targets.output is None:
+        """A factor on a column's output, divided by the column's sum where the unit is all of a context."""
+        if self.shape.queries > 1:
             return factor
         if self.targets.partials is None:
             return factor * inverse(total)
@@ -67,6 +68,8 @@ class UnitResult:
             return
         address = self.targets.partials.stats + (self.first + column).wide() * 8
         if self.targets.output is None:
+            if self.shape.queries == 1:
+                total = Float(1.0).select(self.chunks < 2, total)
             ptx_sync.store_global(address, maximum.value, total.value)
             return
         with ptx_sync.when(constant(1) < self.chunks):

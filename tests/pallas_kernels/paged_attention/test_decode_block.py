@@ -24,11 +24,22 @@ CHUNK, GROUPS, MEMORY = 128, 2, 1 << 24
 
 
 def decode(
-    monkeypatch, cache: Cache, q, most: int, starts=None, *, window=0, soft_cap=0.0, tile=64, order=1, blocks=None
+    monkeypatch,
+    cache: Cache,
+    q,
+    most: int,
+    starts=None,
+    *,
+    window=0,
+    soft_cap=0.0,
+    tile=64,
+    order=1,
+    blocks=None,
+    merges=True,
 ) -> np.ndarray:
     """What the kernels make of queries [T, N, H]; ``starts`` is where each row's begin, None for one each.
 
-    Blocks run in the order of their numbers, or backwards for ``order`` -1.
+    Blocks run in the order of their numbers, or backwards for ``order`` -1. ``merges``: of one query a row, the kernel itself.
     """
     heads, head_dim = q.shape[1:]
     values = cache.pools[0].values
@@ -53,8 +64,9 @@ def decode(
     pools = [threads.put(np.asarray(p.values)) for p in cache.pools]
     pools += [threads.put(np.asarray(p.pairs)) for p in cache.pools if p.pairs is not None]
     counts = np.zeros((shape.batch, shape.kv_heads, shape.parts), np.int32)
-    counters = [threads.put(counts)] if most == 1 and split.max_chunks > 1 else []
-    written = [threads.put(np.full(r.shape, np.nan, r.dtype)) for r in results(shape, split, "bfloat16")]
+    merges = merges and most == 1
+    counters = [threads.put(counts)] if merges and split.max_chunks > 1 else []
+    written = [threads.put(np.full(r.shape, np.nan, r.dtype)) for r in results(shape, split, "bfloat16", merges=merges)]
     shared = threads.put(np.full(layout.total // 4, -1, np.int32))  # NaN, whatever it is read as
 
     def block_is(number: int) -> None:
@@ -62,10 +74,11 @@ def decode(
 
     for number in range(config.grid)[::order]:
         block_is(number)
-        DecodeBlock(shape, config, split, layout, [*inputs, *places, *pools, *counters, *written, shared]).run()
+        arrays = [*inputs, *places, *pools, *counters, *written]
+        DecodeBlock(shape, config, split, layout, [*arrays, shared], merges=merges).run()
     assert threads.announced == threads.copied, "barriers wait for what is copied"
     assert not any(threads.get(c, np.int32).any() for c in counters), "the next call finds zeros"
-    if most == 1:
+    if merges:
         return threads.get(written[0], jnp.bfloat16).astype(np.float64)
     out = threads.put(np.full(q.shape, 7, jnp.bfloat16))
     monkeypatch.setattr("support.thread_emulator.THREADS", 128)
@@ -107,13 +120,14 @@ def check_rows(out, cache: Cache, q, **options) -> None:
     ids=str,
 )
 def test_one_query_a_row(monkeypatch, bits, heads, kv_heads, head_dim, options):
-    """Contexts of 0 to 3 chunks; whichever block stores the last chunk of one, the bits are the same."""
+    """Contexts of 0 to 3 chunks; whichever block stores the last chunk of one, and by two kernels, the bits are the same."""
     cache = Cache([150, 0, 1, 65, 300, 128], kv_heads=kv_heads, head_dim=head_dim, bits=bits, page=32)
     q = queries(len(cache.lens), heads, head_dim)
     out = decode(monkeypatch, cache, q, 1, **options)
     check_rows(out, cache, q, **options)
-    with monkeypatch.context() as again:
-        assert np.array_equal(decode(again, cache, q, 1, **options, order=-1), out)
+    for other in ({"order": -1}, {"merges": False}):
+        with monkeypatch.context() as again:
+            assert np.array_equal(decode(again, cache, q, 1, **options, **other), out)
 
 
 @pytest.mark.parametrize(("bits", "length"), [(16, 1300), (4, 4200)], ids=str)

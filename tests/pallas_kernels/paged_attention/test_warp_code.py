@@ -135,7 +135,7 @@ def test_decode_of_one_chunk(monkeypatch, bits, group, head_dim, soft_cap):
         *addresses,
         warp,
         ptx.constant(1),
-        UnitResult(shape, Split(64, 192, 1), targets, ptx.constant(2), ptx.constant(1), ptx.constant(0)),
+        UnitResult(shape, Split(64, 192, 1), targets, ptx.constant(2), ptx.constant(2), ptx.constant(0)),
         group,
     )
 
