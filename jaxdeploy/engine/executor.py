@@ -10,6 +10,7 @@ import numpy as np
 from jaxdeploy import runtime
 from jaxdeploy.cache.sizing import MemoryPlan
 from jaxdeploy.config.engine import EngineConfig
+from jaxdeploy.config.generation import GenerationConfig
 from jaxdeploy.engine.buckets import Bucket
 from jaxdeploy.engine.device_inputs import DeviceInputs
 from jaxdeploy.engine.limits import Limits
@@ -105,10 +106,10 @@ class Executor:
         if not self.programs.models:
             self.programs.compile(progress)
         nobody = np.int32(self.limits.batch_size)
-        neutral = jax.tree.map(lambda leaf: np.asarray(leaf[-1]), self.state.options)
+        neutral = SlotOptions.of(GenerationConfig(), seed=0, stop_ids=())
         words = self.state.mask.shape[1]
         self.state = self._set_mask(self.state, nobody, np.zeros(words, np.uint32))
-        self.state = self._admit(self.state, nobody, neutral)
+        self.state = self._admit(self.state, neutral.packed(self.limits.batch_size))
         self.count(self.limits.batch_size, [], 0)
         self._inputs.warm_up()
         self._compiled_by_warm_up = runtime.compilations()
@@ -136,7 +137,7 @@ class Executor:
     def admit(self, slot: int, options: SlotOptions) -> None:
         """Hand a slot to a new sequence."""
         self._masked.discard(slot)
-        self.state = self._admit(self.state, np.int32(slot), options)
+        self.state = self._admit(self.state, options.packed(slot))
 
     def count(self, slot: int, tokens: list[int], prompt_len: int) -> None:
         """Note the tokens that a slot's penalties must know: all there are at its admission; steps add what they sample."""

@@ -62,6 +62,24 @@ class SlotOptions:
             logprobs=np.bool_(config.logprobs is not None),
         )
 
+    def packed(self, slot: int) -> np.ndarray:
+        """One slot's options, and which slot it is, as one int32 array: fourteen uploads cost fourteen times one."""
+        leaves = jax.tree.leaves(self)
+        words = [leaf.astype(np.int32) if leaf.dtype == bool else leaf.view(np.int32) for leaf in leaves]
+        return np.concatenate([np.atleast_1d(word) for word in (np.int32(slot), *words)])
+
+    @classmethod
+    def unpack(cls, packed: Int32[Array, " n"]) -> "tuple[Int32[Array, ''], SlotOptions]":
+        """The slot and the options that ``packed`` wrote, inside a compiled program."""
+        neutral = cls.of(GenerationConfig(), seed=0, stop_ids=())
+        leaves, structure = jax.tree.flatten(neutral)
+        found, start = [], 1
+        for leaf in leaves:
+            words = packed[start : start + leaf.size].reshape(leaf.shape)
+            start += leaf.size
+            found.append(words != 0 if leaf.dtype == bool else jax.lax.bitcast_convert_type(words, leaf.dtype))
+        return packed[0], structure.unflatten(found)
+
 
 def _padded(values, size: int, fill: int, dtype) -> np.ndarray:
     out = np.full(size, fill, dtype)
@@ -102,8 +120,9 @@ class SlotState:
             last_token=jnp.zeros(slots, jnp.int32),
         )
 
-    def admit(self, slot: Int32[Array, ""], options: SlotOptions) -> "SlotState":
-        """Hand a slot to a new sequence: its options, nothing counted, no grammar."""
+    def admit(self, packed: Int32[Array, " n"]) -> "SlotState":
+        """Hand a slot to a new sequence (``SlotOptions.packed``): its options, nothing counted, no grammar."""
+        slot, options = SlotOptions.unpack(packed)
         return replace(
             self,
             options=jax.tree.map(lambda all_slots, one: all_slots.at[slot].set(one), self.options, options),

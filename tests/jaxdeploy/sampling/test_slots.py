@@ -60,6 +60,21 @@ def test_every_config_has_the_same_structure():
     assert shapes(jax.tree.map(lambda leaf: leaf[0], slots.options)) == shapes(full)
 
 
+def test_packed_options_are_what_they_were():
+    options = SlotOptions.of(
+        GenerationConfig(
+            do_sample=True, temperature=0.5, top_k=4, top_p=0.9, min_p=0.1, repetition_penalty=1.5, presence_penalty=0.3,
+            frequency_penalty=-0.3, min_new_tokens=6, logprobs=0, logit_bias={9: 1.5, 8: -2.0}, bad_token_ids=(7,),
+        ),
+        seed=-1,
+        stop_ids=(3, 2),
+    )  # fmt: skip
+    slot, found = jax.jit(SlotOptions.unpack)(options.packed(3))
+    assert slot == 3
+    jax.tree.map(np.testing.assert_array_equal, found, options)
+    assert [leaf.dtype for leaf in jax.tree.leaves(found)] == [leaf.dtype for leaf in jax.tree.leaves(options)]
+
+
 def test_new_slots_are_neutral():
     state = SlotState.create(SLOTS, VOCAB)
     assert state.mask.shape == (SLOTS, 2), "40 tokens take two words"
@@ -96,7 +111,7 @@ def test_admit_forgets_the_slots_last_owner_and_no_other():
     state = set_mask(set_mask(state, jnp.int32(1), words), jnp.int32(2), words)
     before = jax.device_get(state)
     new = options_of(do_sample=True, temperature=0.5, logit_bias={3: 2.0}, min_new_tokens=4, logprobs=1)
-    state = jax.device_get(admit(state, jnp.int32(1), new))
+    state = jax.device_get(admit(state, new.packed(1)))
     assert not state.in_prompt[1].any()
     assert not state.in_answer[1].any()
     assert state.has_mask.tolist() == [False, False, True, False]
