@@ -11,7 +11,7 @@ SAMPLER_GROWTH = 8
 """A sampler's time is small beside a model's, and there are several of each size: few sizes, more padding."""
 
 
-LEAST_PROMPT_TOKENS = 512
+LEAST_PROMPT_TOKENS = 1024
 """Of steps of prompts alone. Fewer tokens cost about the same with and without answers that ride along."""
 PROMPT_GROWTH = 64
 """Tokens for each row of a step of prompts alone: what tells tiles of prompts from no tiles is done for all rows there could be."""

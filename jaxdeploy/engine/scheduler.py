@@ -10,6 +10,8 @@ from jaxdeploy.engine.request import Sequence
 
 LOOK_AHEAD = 64
 """Waiting requests that are looked through for short prompts, each step."""
+FED_FOR_EACH = 4
+"""Tokens of a mixed step for each answer that goes on, its own included."""
 PLENTY = 2
 """Empty pages for each answer of a full batch, from which on pages are handed out before they are needed."""
 
@@ -185,8 +187,12 @@ class Scheduler:
     def _chunks(self, decoding: int) -> tuple[list[PlannedRow], list[Sequence]]:
         """Chunks of prompts beside ``decoding`` tokens of answers, and the sequences admitted for them."""
         limits, rows, admitted = self.limits, [], []
-        # Where many answers go on, prompts get at least as much as they do.
-        most = min(limits.prefill_tokens, max(limits.mixed_tokens, 2 * decoding)) if decoding else limits.prefill_tokens
+        # Where many answers go on, prompts get a multiple of what they do, or new answers would not keep up with those that end.
+        most = (
+            min(limits.prefill_tokens, max(limits.mixed_tokens, FED_FOR_EACH * decoding))
+            if decoding
+            else limits.prefill_tokens
+        )
         budget = whole = most - decoding
         long: Sequence | None = None
 
