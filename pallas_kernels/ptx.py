@@ -5,6 +5,7 @@ itself), its body is written per thread with these functions. Names and meanings
 addresses are i32, global ones i64.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -264,3 +265,12 @@ def round_pair(value: ir.Value, dtype: str) -> Int:
 def pair_op(name: str, a: Int, b: Int, dtype: str) -> Int:
     """``add``, ``sub`` or ``mul`` of two pairs of 16-bit floats, rounded once; overflow is infinite."""
     return Int(asm(f"{name}.rn.{dtype}x2 $0, $1, $2;", a, b, results=(i32(),), pure=True)[0])
+
+
+def silu(x: ir.Value) -> ir.Value:
+    """``x / (1 + exp(-x))``, float32."""
+    exponent = arith.mulf(x, utils.c(-math.log2(math.e), f32()))
+    [power] = asm("ex2.approx.f32 $0, $1;", exponent, results=(f32(),), pure=True)
+    below = arith.addf(power, utils.c(1.0, f32()))
+    [inverse] = asm("rcp.approx.f32 $0, $1;", below, results=(f32(),), pure=True)
+    return arith.mulf(x, inverse)

@@ -1,16 +1,14 @@
 """The packed int4 weight as the GPU's kernels read it: tiles instead of rows."""
 
-from functools import partial
+from collections.abc import Callable
 
 import flax.struct
 import jax
-from jax import lax
+from jax import Array, lax
 
 from jaxdeploy.pytree import Leaf
 from jaxdeploy.weights.quant_tensor import QuantTensor
-from pallas_kernels.int4_matmul.tiles import from_tiles, interleave_strips, separate_strips, to_tiles
-
-_STRIP_AXIS = 1
+from pallas_kernels.int4_matmul.tiles import TURN, from_tiles, interleave, separate, to_tiles
 
 
 @flax.struct.dataclass
@@ -22,7 +20,7 @@ class TiledTensor:
         perm: see QuantTensor.
         group_size: G, inputs that share a scale.
         outputs, inputs: N and K, before they were filled up to whole tiles.
-        gated: outputs are those of a gate and of what it gates, in turns of 16; see ``int4_matmul_tiles``.
+        gated: outputs are those of a gate and of what it gates, in turns of 8; see ``int4_matmul_tiles``.
         scale_dtype: of the scales, to give them back.
     """
 
@@ -37,13 +35,13 @@ class TiledTensor:
 
     def in_rows(self) -> QuantTensor:
         """The same matrices as a QuantTensor, to the bit."""
-        words, meta = self.words, self.meta
-        if self.gated:
-            words, meta = separate_strips(words, _STRIP_AXIS), separate_strips(meta, _STRIP_AXIS)
-        restore = partial(
-            from_tiles, outputs=self.outputs, inputs=self.inputs, group_size=self.group_size, dtype=self.scale_dtype
-        )
-        packed, scale, zero = lax.map(lambda tiles: restore(*tiles), (words, meta))
+
+        def restore(tiles):
+            sizes = {"outputs": self.outputs, "inputs": self.inputs, "group_size": self.group_size}
+            rows = from_tiles(*tiles, **sizes, dtype=self.scale_dtype)
+            return _turned(separate, rows) if self.gated else rows
+
+        packed, scale, zero = lax.map(restore, (self.words, self.meta))
         return QuantTensor(packed, scale, zero, self.perm, self.group_size)
 
 
@@ -63,20 +61,26 @@ def in_tiles(weight: QuantTensor, *, gated: bool = False) -> TiledTensor:
 
     Args:
         weight: a stack that ``can_tile``.
-        gated: its first half of outputs is a gate, the second what it gates; taken if both are whole strips.
+        gated: its first half of outputs is a gate, the second what it gates; taken if both are whole turns.
     """
     outputs, inputs, group_size = weight.out_features, weight.in_features, weight.group_size
-    gated = gated and outputs % 32 == 0
+    gated = gated and outputs % (2 * TURN) == 0
 
     @jax.jit
-    def reorder(packed, scale, zero):
-        words, meta = lax.map(lambda rows: to_tiles(*rows, group_size=group_size), (packed, scale, zero))
-        if gated:
-            words, meta = interleave_strips(words, _STRIP_AXIS), interleave_strips(meta, _STRIP_AXIS)
-        return words, meta
+    def reorder(*stacks):
+        def tiles_of(rows):
+            return to_tiles(*(_turned(interleave, rows) if gated else rows), group_size=group_size)
+
+        return lax.map(tiles_of, stacks)
 
     words, meta = reorder(weight.packed, weight.scale, weight.zero)
     return TiledTensor(words, meta, weight.perm, group_size, outputs, inputs, gated, str(weight.scale.dtype))
+
+
+def _turned(turn: Callable[[Array, int], Array], rows: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    """Packed weights [N, Kh], scales and zeros [Kg, N] with their outputs in another order."""
+    packed, scale, zero = rows
+    return turn(packed, 0), turn(scale, 1), turn(zero, 1)
 
 
 def tile_weights(params: dict) -> dict:

@@ -52,7 +52,7 @@ def norm_int4_matmul_tiles(
         return total, product
 
     arrays = x, delta, gain, words, meta, layer
-    config = _config(x, delta, gain, outputs, group_size, gated) if x.shape[0] <= MOST_TOKENS else None
+    config = _config(x, delta, gain, outputs, group_size) if x.shape[0] <= MOST_TOKENS else None
     if config is None:
         return apart(*arrays)
     from pallas_kernels.int4_matmul.mosaic_warp import norm_int4_matmul_warp
@@ -64,7 +64,7 @@ def norm_int4_matmul_tiles(
     return lax.platform_dependent(*arrays, cuda=together, default=apart)
 
 
-def _config(x: jax.Array, delta: jax.Array, gain: jax.Array, outputs: int, group_size: int, gated: bool):
+def _config(x: jax.Array, delta: jax.Array, gain: jax.Array, outputs: int, group_size: int):
     """How one kernel is cut; None if it can't take the call or another than the warp kernel is faster."""
     from pallas_kernels.int4_matmul import choice
     from pallas_kernels.int4_matmul.warp_cut import MAX_SHARED, WarpConfig
@@ -73,7 +73,7 @@ def _config(x: jax.Array, delta: jax.Array, gain: jax.Array, outputs: int, group
     if inputs % BLOCK or mosaic.reason_not(x, delta, gain):
         return None
     shape = choice.Shape(tokens, inputs, outputs, group_size)
-    config = choice.choose(shape, gated=gated, capability=gpu_capability())
+    config = choice.choose(shape, capability=gpu_capability())
     if not isinstance(config, WarpConfig):
         return None
     _, rounds = config.grid(padded(outputs, inputs)[0] // 16)

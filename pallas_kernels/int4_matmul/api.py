@@ -7,14 +7,13 @@ read (``int4_matmul_tiles``).
 import warnings
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int32, UInt8
 
 from pallas_kernels.device import HOPPER, gpu_capability
 from pallas_kernels.int4_matmul.reference import int4_matmul_reference
-from pallas_kernels.int4_matmul.tiles import from_tiles, padded, separate_strips
+from pallas_kernels.int4_matmul.tiles import from_tiles, gate, padded
 
 IMPLEMENTATIONS = ("reference",)
 TILE_IMPLEMENTATIONS = ("warp", "wgmma", "stream", "reference")
@@ -89,7 +88,7 @@ def int4_matmul_tiles(
         layer: which matrix of the stack; may be traced.
         outputs: N.
         group_size: G.
-        gated: the strips are those of a gate and of what it gates in turn (``tiles.interleave_strips``); N counts both, and
+        gated: outputs are those of a gate and of what it gates in turn (``tiles.interleave``); N counts both, and
             ``silu(gate) * up``, N / 2 wide, is returned.
         invariant: a token's result does not depend on the batch it is in, to the bit: one kernel for all M, cut the same way.
         implementation: name one of TILE_IMPLEMENTATIONS to fail if it can't; None takes the fastest that can on this GPU.
@@ -123,14 +122,9 @@ def int4_matmul_tiles(
 
 def _tiles_reference(x, words, meta, layer, *, outputs: int, group_size: int, gated: bool):
     words, meta = (lax.dynamic_index_in_dim(a, layer, 0, keepdims=False) for a in (words, meta))
-    if gated:
-        words, meta = separate_strips(words), separate_strips(meta)
     matrix = from_tiles(words, meta, outputs=outputs, inputs=x.shape[1], group_size=group_size, dtype=x.dtype)
     out = int4_matmul_reference(x, *matrix, group_size=group_size)
-    if gated:
-        gate, up = jnp.split(out, 2, axis=-1)
-        out = jax.nn.silu(gate) * up
-    return out
+    return gate(out) if gated else out
 
 
 def _tile_kernel(x, outputs: int, group_size: int, gated: bool, invariant: bool, implementation: str | None):
@@ -141,8 +135,6 @@ def _tile_kernel(x, outputs: int, group_size: int, gated: bool, invariant: bool,
         return None
     # Here, not above: on a machine without a GPU nobody pays for Mosaic.
     from pallas_kernels.int4_matmul import choice
-    from pallas_kernels.int4_matmul.mosaic_warp import int4_matmul_warp
-    from pallas_kernels.int4_matmul.warp_cut import WarpConfig
 
     capability = gpu_capability()
     shape = choice.Shape(x.shape[0], x.shape[1], outputs, group_size)
@@ -159,26 +151,17 @@ def _tile_kernel(x, outputs: int, group_size: int, gated: bool, invariant: bool,
     if invariant:
         config = choice.invariant_config(shape) if wgmma else None
     elif implementation == "warp":
-        config = choice.warp_rule(shape, gated, capability)
+        config = choice.warp_rule(shape, capability)
     elif implementation == "wgmma":
         config = choice.wgmma_rule(shape)
     elif implementation == "stream":
         config = choice.stream_rule(shape)
     else:
-        config = choice.choose(shape, gated=gated, capability=capability)
+        config = choice.choose(shape, capability=capability)
     if config is None:
         if implementation is not None:
             raise ValueError(f"{implementation=} can't run {shape}")
         return None
 
-    def run(x, words, meta, layer):
-        number = layer.reshape(1)
-        if isinstance(config, WarpConfig):
-            return int4_matmul_warp(x, words, meta, number, outputs=outputs, config=config, gated=gated)
-        out = choice.kernel_of(config)(x, words, meta, number, outputs=outputs)
-        if gated:
-            pairs = out.reshape(x.shape[0], outputs // 32, 2, 16)
-            out = (jax.nn.silu(pairs[:, :, 0]) * pairs[:, :, 1]).reshape(x.shape[0], outputs // 2)
-        return out
-
-    return run
+    kernel = partial(choice.kernel_of(config), outputs=outputs, gated=gated)
+    return lambda x, words, meta, layer: kernel(x, words, meta, layer.reshape(1))

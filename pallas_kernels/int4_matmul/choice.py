@@ -50,11 +50,10 @@ class Shape:
         return padded(self.n, self.k)[1] // BLOCK
 
 
-def choose(shape: Shape, *, gated: bool = False, capability: tuple[int, int] = HOPPER) -> Config | None:
+def choose(shape: Shape, *, capability: tuple[int, int] = HOPPER) -> Config | None:
     """The kernel for a shape on the GPU of this process, or on an H100 if it has none.
 
     Args:
-        gated: strips come in pairs.
         capability: of the GPU; wgmma is Hopper's alone.
 
     Returns:
@@ -63,10 +62,10 @@ def choose(shape: Shape, *, gated: bool = False, capability: tuple[int, int] = H
     wgmma = capability[0] == HOPPER[0]
     for table in dict.fromkeys((device_name(), HOPPER_TABLE)) if wgmma else ():
         entry = _nearest(shape, _table(table))
-        if entry is not None and fits(entry, shape, gated):
+        if entry is not None and fits(entry, shape):
             return entry
     if shape.m <= MOST_WARP_TOKENS:
-        config = warp_rule(shape, gated, capability)
+        config = warp_rule(shape, capability)
         if config is not None and (shape.m <= 16 or not wgmma or shape.strips <= 2 * MULTIPROCESSORS):
             return config
     if not wgmma:
@@ -75,7 +74,7 @@ def choose(shape: Shape, *, gated: bool = False, capability: tuple[int, int] = H
 
 
 def kernel_of(config: Config) -> Callable[..., Any]:
-    """The kernel that a config is of, with it: a function of (x, words, meta, layer [1]) and ``outputs``."""
+    """The kernel that a config is of, with it: a function of (x, words, meta, layer [1]) and ``outputs`` and ``gated``."""
     if isinstance(config, WarpConfig):
         return partial(int4_matmul_warp, config=config)
     if isinstance(config, StreamConfig):
@@ -83,7 +82,7 @@ def kernel_of(config: Config) -> Callable[..., Any]:
     return partial(int4_matmul_wgmma, config=config)
 
 
-def fits(config: Config, shape: Shape, gated: bool, capability: tuple[int, int] = HOPPER) -> bool:
+def fits(config: Config, shape: Shape, capability: tuple[int, int] = HOPPER) -> bool:
     """Can this kernel run this shape?"""
     groups = groups_per_tile(shape.group_size)
     most = SHARED_OF_BLOCK[capability] * 1024 if capability in SHARED_OF_BLOCK else MAX_SHARED
@@ -93,14 +92,12 @@ def fits(config: Config, shape: Shape, gated: bool, capability: tuple[int, int] 
         return config.sound and config.shared_bytes(groups) <= most
     _, rounds = config.grid(shape.strips)
     shared = config.shared_bytes(shape.m, groups, rounds)
-    return shape.m <= MOST_WARP_TOKENS and shared <= most and not (gated and config.strips % 2)
+    return shape.m <= MOST_WARP_TOKENS and shared <= most
 
 
-def warp_rule(shape: Shape, gated: bool, capability: tuple[int, int] = HOPPER) -> WarpConfig | None:
+def warp_rule(shape: Shape, capability: tuple[int, int] = HOPPER) -> WarpConfig | None:
     """One block for each multiprocessor if its strips are few; else small tiles that each block walks over."""
     share = -(-shape.strips // MULTIPROCESSORS)
-    if gated:
-        share += share % 2
     candidates = []
     if share <= 4:
         candidates += [WarpConfig(share, warps, stages) for warps in (8, 4) for stages in (4, 3, 2)]
@@ -108,7 +105,7 @@ def warp_rule(shape: Shape, gated: bool, capability: tuple[int, int] = HOPPER) -
     cuts += [(4, 8, 2), (2, 8, 3), (2, 8, 2), (2, 4, 3), (2, 4, 2)]
     candidates += [WarpConfig(*cut, blocks=MULTIPROCESSORS) for cut in cuts]
     candidates.append(WarpConfig(2, 4, 2))  # the smallest, for GPUs with little shared memory
-    return next((config for config in candidates if fits(config, shape, gated, capability)), None)
+    return next((config for config in candidates if fits(config, shape, capability)), None)
 
 
 def wgmma_rule(shape: Shape) -> WgmmaConfig:

@@ -147,15 +147,19 @@ def int4_matmul_stream(
     *,
     outputs: int,
     config: StreamConfig,
+    gated: bool = False,
 ) -> Float[Array, "M N"]:
-    """``x @ w[layer].T`` for tiles as ``tiles.to_tiles`` writes them, accumulated in float32; ``outputs`` is N."""
+    """``x @ w[layer].T`` for tiles as ``tiles.to_tiles`` writes them, accumulated in float32; ``outputs`` is N.
+
+    ``gated`` as in ``int4_matmul_warp``.
+    """
     m, k = x.shape
     filled = -(-m // config.tokens) * config.tokens
     stored = -(-outputs // 64) * 64
-    call = _call(m, (filled, k), stored, words.shape, meta.shape[3], jnp.dtype(x.dtype).name, config)
+    call = _call(m, (filled, k), stored, words.shape, meta.shape[3], jnp.dtype(x.dtype).name, config, gated)
     # All calls of a program share these zeros: every kernel leaves them as it found them, and kernels run one after the other.
     out, _ = call(jnp.pad(x, ((0, filled - m), (0, 0))), words, meta, layer, jnp.zeros(FLAGS, jnp.int32))
-    return out[:, :outputs]
+    return out[:, : outputs // 2 if gated else outputs]
 
 
 @functools.lru_cache(maxsize=512)
@@ -167,6 +171,7 @@ def _call(
     groups: int,
     dtype: str,
     config: StreamConfig,
+    gated: bool,
 ):
     _, all_strips, steps, _ = words_shape
     rows, tokens, stages, cluster = config.rows, config.tokens, config.stages, config.cluster
@@ -222,6 +227,8 @@ def _call(
             plgpu.wgmma_wait(0 if last else 1)
             return acc, None if last else weights(position + 1, 0)
 
+        store = wgmma_registers.store_gated if gated else wgmma_registers.store_product
+
         def compute(number, position):
             strip, token, start, stop, tile = segment(number)
             carry = zeros(tokens), weights(position, 0)
@@ -233,7 +240,7 @@ def _call(
             release(end)
             row = (strip + 4 * group) * STRIP
             if not parted:
-                wgmma_registers.store_product(acc, out_g, token, row, m, outputs, dtype)
+                store(acc, out_g, token, row, m, outputs, dtype)
                 return end + 1
 
             @pl.when(start > 0)
@@ -248,7 +255,7 @@ def _call(
                     return wgmma_registers.take_over(acc, parts_g, flags_g, part_of(unit - 1 - i))
 
                 total = lax.fori_loop(0, others, add, acc)
-                wgmma_registers.store_product(total, out_g, token, row, m, outputs, dtype)
+                store(total, out_g, token, row, m, outputs, dtype)
 
             return end + 1
 
@@ -298,7 +305,7 @@ def _call(
     kernel = plgpu.kernel(
         body,
         out_type=(
-            jax.ShapeDtypeStruct((m, outputs), jnp.dtype(dtype)),
+            jax.ShapeDtypeStruct((m, outputs // 2 if gated else outputs), jnp.dtype(dtype)),
             jax.ShapeDtypeStruct(parts, jnp.float32),
         ),
         scratch_types={

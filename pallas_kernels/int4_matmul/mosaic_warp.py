@@ -46,11 +46,11 @@ def int4_matmul_warp(
         words, meta: stacks of layers.
         layer: which.
         outputs: N, even.
-        config: how the work is cut; an even number of strips if ``gated``.
-        gated: the stored strips take turns, 16 outputs of a gate and 16 of what it gates; returns ``silu(gate) * up``, N / 2 wide.
+        config: how the work is cut.
+        gated: outputs are those of a gate and of what it gates in turns of 8; returns ``silu(gate) * up``, N / 2 wide.
 
     Raises:
-        ValueError: a config that doesn't fit into shared memory, or an odd number of strips with ``gated``.
+        ValueError: a config that doesn't fit into shared memory.
     """
     call = _call(*x.shape, outputs, words.shape, meta.shape[3], jnp.dtype(x.dtype).name, config, gated, None)
     (out,) = call(x, words.reshape(-1), meta.reshape(-1), layer)
@@ -91,8 +91,6 @@ def _call(
     gated: bool,
     eps: float | None,
 ):
-    if gated and config.strips % 2:
-        raise ValueError(f"{config.strips=} must be even: a gate and what it gates lie in neighbouring strips")
     if eps is not None and k % BLOCK:
         raise ValueError(f"{k} inputs must be a multiple of {BLOCK} to be normalized")
     _, all_strips, blocks, _ = words_shape

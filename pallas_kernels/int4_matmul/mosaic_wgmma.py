@@ -21,7 +21,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int32
 
 from pallas_kernels import ptx
-from pallas_kernels.int4_matmul.tiles import BLOCK, STRIP
+from pallas_kernels.int4_matmul.tiles import BLOCK, STRIP, gate
 from pallas_kernels.int4_matmul.warp_cut import MAX_SHARED
 from pallas_kernels.int4_matmul.wgmma_registers import SWIZZLED, dequantized, multiplied, store_part, zeros
 
@@ -70,16 +70,19 @@ def int4_matmul_wgmma(
     *,
     outputs: int,
     config: WgmmaConfig,
+    gated: bool = False,
 ) -> Float[Array, "M N"]:
-    """``x @ w[layer].T`` for tiles as ``tiles.to_tiles`` writes them, accumulated in float32; ``outputs`` is N."""
+    """``x @ w[layer].T`` for tiles as ``tiles.to_tiles`` writes them, accumulated in float32; ``outputs`` is N.
+
+    ``gated`` as in ``int4_matmul_warp``, by XLA here: gate and up are rounded before they are multiplied.
+    """
     m, k = x.shape
     filled = -(-m // config.tokens) * config.tokens
     stored = -(-outputs // 64) * 64  # what a warpgroup stores is swizzled, and so whole
     call = _call((filled, k), stored, words.shape, meta.shape[3], jnp.dtype(x.dtype).name, config)
     out = call(jnp.pad(x, ((0, filled - m), (0, 0))), words, meta, layer)
-    if config.split > 1:
-        return out.sum(axis=0).astype(x.dtype)[:m, :outputs]
-    return out[0, :m, :outputs]
+    out = out.sum(axis=0).astype(x.dtype) if config.split > 1 else out[0]
+    return gate(out[:m, :outputs]) if gated else out[:m, :outputs]
 
 
 @functools.lru_cache(maxsize=512)

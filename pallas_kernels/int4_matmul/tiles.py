@@ -15,6 +15,7 @@ that came as bfloat16 or float16 has zeros there, so nothing is lost. A group th
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -26,6 +27,8 @@ STRIP = 16
 """Outputs of a tile: the rows of an mma operand."""
 BLOCK = 128
 """Inputs of a tile."""
+TURN = 8
+"""Outputs of a gate, and of what it gates, one after the other."""
 TILE_WORDS = STRIP * BLOCK // 8
 _SCALE_BITS = np.uint32(0xFFFFFFF0)
 
@@ -95,23 +98,32 @@ def from_tiles(
     return packed, scale, (bits & 0xF).astype(jnp.uint8)
 
 
-def interleave_strips(stack: Array, axis: int = 0) -> Array:
-    """Strips of two matrices joined along the outputs, one of each in turn: what the gated kernel reads.
+def interleave(rows: Array, axis: int) -> Array:
+    """Outputs of a gate, then as many of what it gates: in turns of 8, what gated kernels read.
+
+    A strip then has 8 of each, and what a thread of a matmul holds of it (outputs r and r + 8) is a gate's and what that gates.
 
     Raises:
-        ValueError: an odd number of strips.
+        ValueError: no whole turns.
     """
-    return _reshuffle(stack, axis, 2, -1)
+    return _swapped(rows, axis, (2, -1, TURN))
 
 
-def separate_strips(stack: Array, axis: int = 0) -> Array:
-    """The inverse of ``interleave_strips``."""
-    return _reshuffle(stack, axis, -1, 2)
+def separate(rows: Array, axis: int) -> Array:
+    """The inverse of ``interleave``."""
+    return _swapped(rows, axis, (-1, 2, TURN))
 
 
-def _reshuffle(stack: Array, axis: int, first: int, second: int) -> Array:
-    count = stack.shape[axis]
-    if count % 2:
-        raise ValueError(f"{count} strips can't be two matrices of as many strips each")
-    shape = (*stack.shape[:axis], first, second, *stack.shape[axis + 1 :])
-    return jnp.swapaxes(stack.reshape(shape), axis, axis + 1).reshape(stack.shape)
+def _swapped(rows: Array, axis: int, parts: tuple[int, int, int]) -> Array:
+    count = rows.shape[axis]
+    if count % (2 * TURN):
+        raise ValueError(f"{count} outputs are no gate and as many gated ones in turns of {TURN}")
+    shape = (*rows.shape[:axis], *parts, *rows.shape[axis + 1 :])
+    return jnp.swapaxes(rows.reshape(shape), axis, axis + 1).reshape(rows.shape)
+
+
+def gate(products: Float[Array, "M N"]) -> Float[Array, "M Nh"]:
+    """``silu(gate) * up`` of outputs in turns of 8."""
+    m, n = products.shape
+    turns = products.reshape(m, n // (2 * TURN), 2, TURN)
+    return (jax.nn.silu(turns[:, :, 0]) * turns[:, :, 1]).reshape(m, n // 2)

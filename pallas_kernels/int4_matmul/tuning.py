@@ -99,7 +99,7 @@ def candidates(shape: Shape) -> list[Config]:
     """What is worth a measurement for a shape: what the rules say first, then what won before and its neighbours."""
     found: list[Config] = []
     if shape.m <= choice.MOST_WARP_TOKENS:
-        rule = choice.warp_rule(shape, gated=False)
+        rule = choice.warp_rule(shape)
         share = -(-shape.strips // MULTIPROCESSORS)
         cuts = [*WARP_CUTS, *((share, 8, stages) for stages in (4, 3, 2) if share <= 7)]
         walks = [MULTIPROCESSORS if -(-shape.strips // strips) > MULTIPROCESSORS else 0 for strips, _, _ in cuts]
@@ -112,7 +112,7 @@ def candidates(shape: Shape) -> list[Config]:
         found.insert(1, before)
     if isinstance(before, WgmmaConfig):
         found.insert(2, replace(before, in_flight=2))
-    return [config for config in dict.fromkeys(found) if fits(config, shape, gated=False)]
+    return [config for config in dict.fromkeys(found) if fits(config, shape)]
 
 
 def _wgmma_candidates(shape: Shape) -> list[Config]:

@@ -1,13 +1,11 @@
 """What a thread of the int4 matmul for few tokens does; ``mosaic_warp`` says how threads work together."""
 
-import math
-
 from jax.experimental.mosaic.gpu import utils
 from jaxlib.mlir.dialects import arith
 
 from pallas_kernels import ptx, ptx_sync
 from pallas_kernels.int4_matmul import nibbles
-from pallas_kernels.int4_matmul.tiles import BLOCK, STRIP
+from pallas_kernels.int4_matmul.tiles import BLOCK, STRIP, TURN
 from pallas_kernels.int4_matmul.warp_cut import TILE_BYTES, WarpConfig, row_floats, stage_bytes
 from pallas_kernels.rms_norm.mosaic import Row, norm_of_row
 
@@ -292,12 +290,12 @@ class WarpCode:
             if (i + 1) * threads > total:
                 inside = arith.andi(inside, index < total)
             with utils.when(inside):
-                # Of a gated pair of strips the gate's 16 columns come first.
-                at = pair // 8 * (2 * STRIP) + pair % 8 * 2 if self.gated else pair * 2
+                # Of a gated strip the gate's 8 columns come first.
+                at = pair // 4 * STRIP + pair % 4 * 2 if self.gated else pair * 2
                 values = self._sum_of_warps(ring + (token * row + at) * 4)
                 if self.gated:
-                    ups = self._sum_of_warps(ring + (token * row + at + STRIP) * 4)
-                    values = [arith.mulf(_silu(gate), up) for gate, up in zip(values, ups, strict=True)]
+                    ups = self._sum_of_warps(ring + (token * row + at + TURN) * 4)
+                    values = [arith.mulf(ptx.silu(gate), up) for gate, up in zip(values, ups, strict=True)]
                 address = out + (token * width + column).wide() * 2
                 ptx.asm("st.global.b32 [$0], $1;", address, ptx.pack_pair(values[0], values[1], self.mma_dtype))
 
@@ -309,12 +307,3 @@ class WarpCode:
             totals = values if totals is None else [arith.addf(t, v) for t, v in zip(totals, values, strict=True)]
         assert totals is not None
         return totals
-
-
-def _silu(x):
-    """``x / (1 + exp(-x))``, float32."""
-    exponent = arith.mulf(x, utils.c(-math.log2(math.e), ptx.f32()))
-    [power] = ptx.asm("ex2.approx.f32 $0, $1;", exponent, results=(ptx.f32(),), pure=True)
-    below = arith.addf(power, utils.c(1.0, ptx.f32()))
-    [inverse] = ptx.asm("rcp.approx.f32 $0, $1;", below, results=(ptx.f32(),), pure=True)
-    return arith.mulf(x, inverse)

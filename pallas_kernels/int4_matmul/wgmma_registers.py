@@ -205,6 +205,32 @@ def store_product(acc, out, token, row, m: int, outputs: int, dtype: str) -> Non
     emit(acc, out, token, row)
 
 
+def store_gated(acc, out, token, row, m: int, outputs: int, dtype: str) -> None:
+    """As ``store_product``, of outputs in turns of 8: ``silu(gate) * up``, in out [m, outputs / 2].
+
+    Of a warp's strip a thread holds output r of a gate and r + 8, which that gates.
+    """
+    kind = ptx.SHORT_NAMES[dtype]
+
+    @ptx.inline(ACCUMULATOR, plgpu.RefType(), *(plgpu.Layout.WG_SPLAT(()),) * 2)
+    def emit(acc, out, token, row):
+        token, row = ptx.scalar(token), ptx.scalar(row)
+        thread = ptx.thread_index() % 128
+        lane, warp = thread % 32, thread // 32
+        first, column = token + lane // 4, (row + warp * STRIP) // 2 + lane % 4 * 2
+        address = ptx.global_address(out) + (first.wide() * (outputs // 2) + column.wide()) * 2
+        values = [llvm.extractelement(v, utils.c(0, ptx.i32())) for v in acc.registers.flat]
+        inside = row < outputs
+        for c in range(acc.shape[1] // 8):
+            gates, ups = values[4 * c : 4 * c + 2], values[4 * c + 2 : 4 * c + 4]
+            pair = [arith.mulf(ptx.silu(gate), up) for gate, up in zip(gates, ups, strict=True)]
+            word = transpose_matrix(ptx.pack_pair(pair[0], pair[1], kind))
+            with utils.when(ptx_sync.both(inside, first + 8 * c < m)):
+                ptx_sync.store_global(address + 8 * c * outputs, word)
+
+    emit(acc, out, token, row)
+
+
 def hand_over(acc, parts, flags, index) -> None:
     """Write the running warpgroup's accumulator as part ``index``, and raise its flag."""
 

@@ -213,7 +213,7 @@ def columns(job: Job, found: float, time: float, bandwidth: float, others: dict[
     groups = inputs // BLOCK * groups_per_tile(job.group_size)
     size = outputs * inputs // 2 + 4 * groups * outputs + 2 * job.m * (job.k + job.n // (1 + job.gated))
     shape = choice.Shape(job.m, job.k, job.n, job.group_size)
-    config = choice.invariant_config(shape) if job.invariant else choice.choose(shape, gated=job.gated)
+    config = choice.invariant_config(shape) if job.invariant else choice.choose(shape)
     return {"K x N": f"{job.k} x {job.n}{' gated' if job.gated else ''}", "M": job.m, "us": time, "GB/s": size / time / 1e3,
             "% of copy": 100 * size / time / 1e3 / bandwidth, "floor us": size / bandwidth / 1e3,
             "TFLOP/s": 2 * job.m * job.k * job.n / time / 1e6, "error": found,
@@ -246,8 +246,8 @@ def exact_product(job: Job, x: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     parts = [x @ matrix[i : i + 4096].astype(np.float64).T for i in range(0, len(matrix), 4096)]
     exact = np.concatenate(parts, axis=1)
     if job.gated:
-        pairs = exact.reshape(len(x), job.n // 32, 2, 16)
-        gates, ups = pairs[:, :, 0], pairs[:, :, 1]
+        turns = exact.reshape(len(x), job.n // 16, 2, 8)
+        gates, ups = turns[:, :, 0], turns[:, :, 1]
         exact = (gates / (1 + np.exp(-np.maximum(gates, -700)))) * ups
     return exact.reshape(len(x), -1)
 

@@ -69,7 +69,7 @@ def test_a_shared_cut_that_can_not_be_is_refused(config):
 
 def refused(config, message: str) -> None:
     shape = Shape(256, 1024, 28672, 128)
-    assert not fits(config, shape, gated=False)
+    assert not fits(config, shape)
     with pytest.raises(ValueError, match=message):
         lower(shape.m, shape.k, shape.n, config)
 

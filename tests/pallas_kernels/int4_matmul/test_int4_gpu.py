@@ -215,9 +215,9 @@ def exact_product(x: np.ndarray, rows: tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def gate(exact: np.ndarray) -> np.ndarray:
-    """Of strips that take turns, 16 outputs of a gate and 16 of what it gates."""
-    pairs = exact.reshape(exact.shape[0], -1, 2, 16)
-    return (pairs[:, :, 0] / (1 + np.exp(-pairs[:, :, 0])) * pairs[:, :, 1]).reshape(exact.shape[0], -1)
+    """Of turns, 8 outputs of a gate and 8 of what it gates."""
+    turns = exact.reshape(exact.shape[0], -1, 2, 8)
+    return (turns[:, :, 0] / (1 + np.exp(-turns[:, :, 0])) * turns[:, :, 1]).reshape(exact.shape[0], -1)
 
 
 def nans(shape: tuple[int, ...], dtype: str) -> jax.Array:

@@ -46,12 +46,12 @@ def test_shapes_can_be_picked():
 def test_candidates_are_few_hold_the_rule_and_what_won_and_fit(m):
     for case in tuning.shapes(parsed("--tokens", str(m))):
         found = tuning.candidates(case)
-        rules = [choice.warp_rule(case, gated=False)] if m <= choice.MOST_WARP_TOKENS else []
+        rules = [choice.warp_rule(case)] if m <= choice.MOST_WARP_TOKENS else []
         rules += [choice.wgmma_rule(case), choice.stream_rule(case)]
         assert found[0] in rules
         assert choice.choose(case) in found
         assert 2 <= len(set(found)) == len(found) <= 32
-        assert all(fits(config, case, gated=False) for config in found)
+        assert all(fits(config, case) for config in found)
         assert not any(isinstance(c, WgmmaConfig) and c.rows * c.tokens > 512 for c in found), "more spill"
 
 

@@ -10,7 +10,7 @@ from support.int4_threads import Int4Threads
 from support.thread_emulator import Ref
 
 from pallas_kernels.int4_matmul.reference import dequantize
-from pallas_kernels.int4_matmul.tiles import groups_per_tile, interleave_strips, padded, to_tiles
+from pallas_kernels.int4_matmul.tiles import groups_per_tile, interleave, padded, to_tiles
 from pallas_kernels.int4_matmul.warp_code import WarpCode
 from pallas_kernels.int4_matmul.warp_cut import TILE_BYTES, WarpConfig
 from pallas_kernels.rms_norm.reference import add_rms_norm_reference
@@ -42,11 +42,12 @@ def run(
     total, normed = add_rms_norm_reference(x, delta, gain, jnp.int32(LAYER), eps=EPS)
     factor = np.asarray(normed if norm else x, np.float64)
     exact = factor @ np.asarray(dequantize(packed, scale, zero, group_size=group_size), np.float64).T
-    words, meta = to_tiles(packed, scale, zero, group_size=group_size)
+    rows = packed, scale, zero
     if gated:
-        words, meta = interleave_strips(words), interleave_strips(meta)
+        rows = interleave(packed, 0), interleave(scale, 1), interleave(zero, 1)
         gate, up = np.split(exact, 2, axis=1)
         exact = gate / (1 + np.exp(-gate)) * up
+    words, meta = to_tiles(*rows, group_size=group_size)
     outputs, inputs = padded(n, k)
     groups = groups_per_tile(group_size)
     grid, rounds = config.grid(outputs // 16)
@@ -102,7 +103,7 @@ def test_the_kernel_multiplies(monkeypatch, m, k, n, group_size, config, dtype):
     )
 
 
-@pytest.mark.parametrize("config", [WarpConfig(2, 4, 2), WarpConfig(4, 4, 2), WarpConfig(2, 4, 3, blocks=2)])
+@pytest.mark.parametrize("config", [WarpConfig(2, 4, 2), WarpConfig(3, 4, 2), WarpConfig(2, 4, 3, blocks=2)])
 def test_the_gated_kernel_applies_the_gate(monkeypatch, config):
     found, exact, *_ = run(monkeypatch, 5, 512, 128, 128, config, "bfloat16", gated=True)
     assert found.shape == (5, 64)
