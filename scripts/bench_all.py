@@ -47,8 +47,9 @@ class Run:
 TESTS = "-m pytest -o addopts=--import-mode=importlib -m gpu --noconftest -p no:cacheprovider -q"
 ENGINE = "scripts/bench_engine.py --json {json} --measure first-token,prefill,decode --concurrency 1,16,64,256"
 LOAD = (
-    "scripts/bench_engine.py --json {json} --measure load --shape llama-3-8b --weights w4a16 --device-memory 24 "
-    "--concurrency 256 --requests 512 --lengths fixed --prompt 1024 --new 512 --max-prefill-token-num 2048"
+    "scripts/bench_engine.py --json {json} --measure first-token,prefill,load,decode --shape llama-3-8b --weights w4a16 "
+    "--device-memory 24 --load-concurrency 256 --load-prompt 1024 --load-new 512 --requests 384 --lengths fixed "
+    "--max-prefill-token-num 2048"
 )
 START = "scripts/bench_engine.py --json {json} --measure start"
 KERNELS = "scripts/bench_kernels.py {kernel} --json {{json}}"
@@ -57,8 +58,8 @@ RUNS = (
     Run("test-int4-cuts", f"{TESTS} -k 'cut or norm' tests/pallas_kernels/int4_matmul/test_int4_gpu.py", 70),
     Run("engine-8b", f"{ENGINE} --shape llama-3-8b --weights w4a16", 80),
     Run("engine-1.8b", f"{ENGINE} --shape internlm2.5-1.8b --weights w4a16", 75),
-    Run("load-kv16", LOAD, 120),
-    Run("load-kv4", f"{LOAD} --quant-policy 4", 120),
+    Run("load-kv16", f"{LOAD} --concurrency 1,16,64", 130),
+    Run("load-kv4", f"{LOAD} --concurrency 1,256 --quant-policy 4", 130),
     Run("start-8b", f"{START} --shape llama-3-8b --weights w4a16 --concurrency 1,16,64,256", 90),
     Run("engine-8b-kv4", f"{ENGINE} --shape llama-3-8b --weights w4a16 --quant-policy 4", 130),
     Run("paged_attention", f"{KERNELS.format(kernel='paged_attention')} --peers", 240),
@@ -77,7 +78,7 @@ RUNS = (
     Run("kv_write", KERNELS.format(kernel="kv_write"), 45),
     Run("rms_norm", KERNELS.format(kernel="rms_norm"), 30),
     Run("head_basis", KERNELS.format(kernel="head_basis"), 30),
-    Run("load-kv8", f"{LOAD} --quant-policy 8", 120),
+    Run("load-kv8", f"{LOAD} --concurrency 1,64 --quant-policy 8", 130),
     Run("tune-attention", "-m pallas_kernels.tune paged_attention --out {json}", 240),
 )
 

@@ -57,6 +57,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--new", type=int, default=256)
     options.add_argument("--prefill", default=[2048], type=_numbers, help="with commas; default 2048")
     options.add_argument("--requests", type=int, default=128)
+    options.add_argument("--load-concurrency", type=_numbers, help="of load, with commas; default as --concurrency")
+    options.add_argument("--load-prompt", type=int, help="of load; default as --prompt")
+    options.add_argument("--load-new", type=int, help="of load; default as --new")
     options.add_argument(
         "--request-rate", type=float, help="of mixed, requests/s; default 70 %% of what the engine can take"
     )
@@ -92,10 +95,14 @@ def build(options: argparse.Namespace) -> tuple[Engine, dict[str, float]]:
     params = with_rounded_head(params, bits=options.lm_head_bits, tied=config.tie_word_embeddings)
     jax.block_until_ready(params)
     phases["random weights"] = time.perf_counter() - begun
-    longest = max(options.prompt + options.new, *(length + 8 for length in options.prefill))
+    longest = max(
+        options.prompt + options.new,
+        (options.load_prompt or options.prompt) + (options.load_new or options.new),
+        *(length + 8 for length in options.prefill),
+    )
     engine_options = EngineConfig(
         dtype=config.dtype,
-        max_batch_size=max(options.concurrency),
+        max_batch_size=max([*options.concurrency, *(options.load_concurrency or ())]),
         session_len=longest,
         quant_policy=options.quant_policy,
         cache_max_entry_count=options.cache_max_entry_count,
@@ -161,10 +168,10 @@ def run(options: argparse.Namespace, wanted: list[str]) -> dict[str, Any]:
             show("prefill", row)
     if "load" in wanted:
         report["load"] = []
-        for concurrency in options.concurrency:
+        for concurrency in options.load_concurrency or options.concurrency:
             requests = jobs(
-                options.lengths, options.requests, prompt=options.prompt, new=options.new,
-                vocabulary=engine.config.vocab_size, seed=options.seed + concurrency,
+                options.lengths, options.requests, prompt=options.load_prompt or options.prompt,
+                new=options.load_new or options.new, vocabulary=engine.config.vocab_size, seed=options.seed + concurrency,
             )  # fmt: skip
             report["load"].append(measure.load(engine, requests, concurrency))
             show("load", report["load"][-1])
