@@ -3,7 +3,7 @@
     pip install jax-cuda13-plugin jax-cuda13-pjrt nvidia-cuda-nvdisasm   # of jaxlib's version; and a CUDA toolkit for ptxas
     JAX_PLATFORMS=cpu XLA_FLAGS=--xla_gpu_cuda_data_dir=/usr/local/cuda \\
         python scripts/kernel_sass.py --table h100
-    ... python scripts/kernel_sass.py --cut 256x4096x28672 '{"rows": 2, "tokens": 256, "stages": 3, "tail": 192}'
+    ... python scripts/kernel_sass.py --cut 256x4096x28672 '{"rows": 2, "tokens": 256, "stages": 3, "cluster": 2, "sharing": 66}'
     ... python scripts/kernel_sass.py --cut 1x4096x4096 '{"strips": 2, "warps": 8, "stages": 4}' --target a100
     python scripts/kernel_sass.py --ptx dump/*.ptx        # any kernel's; of MOSAIC_GPU_DUMP_TO=dump MOSAIC_GPU_DUMP_PTX=1
 

@@ -31,7 +31,7 @@ class EngineConfig:
         max_prefill_token_num: most tokens of a step that feeds prompts; None is 4096 on a GPU, 512 on a CPU. At least twice
             max_batch_size is used.
         num_tokens_per_iter: most tokens of such a step while answers go on in it; less keeps them smoother, more ends
-            prompts sooner. None is 512 on a GPU, 64 on a CPU.
+            prompts sooner. None is 512 on a GPU, 64 on a CPU. Where many answers run it is four for each at least.
         num_speculative_tokens: guess so many tokens from what followed the same words before, and check them in one step; answers
             are the same and, where they repeat themselves or the prompt, sooner. 0 is off. Answers with penalties, logprobs or
             a grammar go without.

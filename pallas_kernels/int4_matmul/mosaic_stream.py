@@ -22,11 +22,11 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int32
 
 from pallas_kernels import ptx
-from pallas_kernels.int4_matmul import wgmma_registers
 from pallas_kernels.int4_matmul.mosaic_wgmma import MULTIPROCESSORS
 from pallas_kernels.int4_matmul.tiles import BLOCK, STRIP
 from pallas_kernels.int4_matmul.warp_cut import MAX_SHARED
 from pallas_kernels.int4_matmul.wgmma_registers import SWIZZLED, dequantized, multiplied, zeros
+from pallas_kernels.int4_matmul.wgmma_results import hand_over, store_result, take_over
 
 FLAGS = 4 * MULTIPROCESSORS
 """One for every warpgroup that may write a part. The same number for all calls, so that they share one array of zeros."""
@@ -109,7 +109,7 @@ class Shares:
         return lax.div(share * (self.rest * self.steps), self.sharing)
 
     def segments(self, unit: Any) -> tuple[Any, Any, Any, Any]:
-        """Of a unit: its share, that share's first tile, and how many segments (tiles or parts of one) it has in all.
+        """Of a unit: its share, that share's first tile and first step, and how many segments (tiles or parts of one) it has.
 
         Shares count backwards: an owner waits for units of lower numbers, which the GPU starts first.
         """
@@ -204,7 +204,7 @@ def _call(
             return lax.rem(position, stages)
 
         def part_of(other):
-            """Where warpgroup ``group`` of the block beside this one in the cluster, or of this one, keeps its part."""
+            """Where this warpgroup's like in another unit, or itself, keeps its part."""
             return (other * cluster + pair) * rows + group
 
         def weights(position, half: int):
@@ -227,8 +227,6 @@ def _call(
             plgpu.wgmma_wait(0 if last else 1)
             return acc, None if last else weights(position + 1, 0)
 
-        store = wgmma_registers.store_gated if gated else wgmma_registers.store_product
-
         def compute(number, position):
             strip, token, start, stop, tile = segment(number)
             carry = zeros(tokens), weights(position, 0)
@@ -240,22 +238,22 @@ def _call(
             release(end)
             row = (strip + 4 * group) * STRIP
             if not parted:
-                store(acc, out_g, token, row, m, outputs, dtype)
+                store_result(acc, out_g, token, row, m, outputs, dtype, gated=gated)
                 return end + 1
 
             @pl.when(start > 0)
             def _part():
-                wgmma_registers.hand_over(acc, parts_g, flags_g, part_of(unit))
+                hand_over(acc, parts_g, flags_g, part_of(unit))
 
             @pl.when(start == 0)
             def _whole():
                 others = jnp.where(stop == steps, 0, shares.helpers(share, tile))
 
                 def add(i, acc):
-                    return wgmma_registers.take_over(acc, parts_g, flags_g, part_of(unit - 1 - i))
+                    return take_over(acc, parts_g, flags_g, part_of(unit - 1 - i))
 
                 total = lax.fori_loop(0, others, add, acc)
-                store(total, out_g, token, row, m, outputs, dtype)
+                store_result(total, out_g, token, row, m, outputs, dtype, gated=gated)
 
             return end + 1
 

@@ -23,7 +23,8 @@ from jaxtyping import Array, Float, Int32
 from pallas_kernels import ptx
 from pallas_kernels.int4_matmul.tiles import BLOCK, STRIP, gate
 from pallas_kernels.int4_matmul.warp_cut import MAX_SHARED
-from pallas_kernels.int4_matmul.wgmma_registers import SWIZZLED, dequantized, multiplied, store_part, zeros
+from pallas_kernels.int4_matmul.wgmma_registers import SWIZZLED, dequantized, multiplied, zeros
+from pallas_kernels.int4_matmul.wgmma_results import store_part
 
 MULTIPROCESSORS = 132
 """Of an H100 or H200: what a round of blocks fills."""

@@ -9,7 +9,7 @@ from benchmark_report.records import Record
 ENGINE_TABLES = {
     "decode": "Decode of a full batch",
     "prefill": "One prompt on an idle engine",
-    "load": "Requests of chat-like lengths, so many at a time",
+    "load": "A stream of requests, so many at a time",
     "stall": "Running answers while long prompts arrive",
     "mixed": "Short and long prompts arriving at random",
     "start": "Process start to first token, seconds",

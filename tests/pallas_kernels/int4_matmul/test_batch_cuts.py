@@ -11,6 +11,7 @@ from pallas_kernels.int4_matmul.choice import Config, Shape, fits, kernel_of
 from pallas_kernels.int4_matmul.mosaic_stream import Shares, StreamConfig
 from pallas_kernels.int4_matmul.mosaic_wgmma import WgmmaConfig
 from pallas_kernels.int4_matmul.tiles import groups_per_tile
+from pallas_kernels.int4_matmul.warp_cut import WarpConfig
 
 
 @pytest.mark.parametrize("cluster", [1, 2])
@@ -74,7 +75,9 @@ def refused(config, message: str) -> None:
         lower(shape.m, shape.k, shape.n, config)
 
 
-def lower(m: int, k: int, n: int, config: Config, group_size: int = 128, dtype: str = "bfloat16") -> str:
+def lower(
+    m: int, k: int, n: int, config: Config, group_size: int = 128, dtype: str = "bfloat16", *, gated: bool = False
+) -> str:
     tiles = (2, -(-n // 16), k // 128)
     described = (
         jax.ShapeDtypeStruct((m, k), dtype),
@@ -82,7 +85,7 @@ def lower(m: int, k: int, n: int, config: Config, group_size: int = 128, dtype: 
         jax.ShapeDtypeStruct((*tiles, groups_per_tile(group_size), 16), jnp.int32),
         jax.ShapeDtypeStruct((1,), jnp.int32),
     )
-    traced = jax.jit(lambda *arrays: kernel_of(config)(*arrays, outputs=n)).trace(*described)
+    traced = jax.jit(lambda *arrays: kernel_of(config)(*arrays, outputs=n, gated=gated)).trace(*described)
     return traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
@@ -101,6 +104,11 @@ def test_lowers_for_cuda(m, n, config):
     text = lower(m, 1024, n, config)
     assert "mosaic_gpu" in text
     assert f"-> (tensor<{m}x{n}xbf16>" in text
+
+
+@pytest.mark.parametrize("config", [StreamConfig(2, 64, 3, 2, 66), WgmmaConfig(2, 64, 3), WarpConfig(3, 4, 2)], ids=str)
+def test_a_gate_halves_the_outputs(config):
+    assert "-> (tensor<17x72xbf16>" in lower(17, 256, 144, config, gated=True)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
-"""The weights that a thread of the batched kernel feeds to the tensor cores, by an emulator of its code."""
+"""The weights that a thread of the batched kernels feeds to the tensor cores, and what it writes, by an emulator of its code."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.thread_emulator import THREADS, Threads, value
 
+from pallas_kernels import ptx
+from pallas_kernels.int4_matmul import wgmma_results
 from pallas_kernels.int4_matmul.reference import dequantize
 from pallas_kernels.int4_matmul.tiles import groups_per_tile, to_tiles
 from pallas_kernels.int4_matmul.wgmma_registers import weight_pairs
@@ -39,3 +41,36 @@ def test_each_register_holds_the_weights_of_its_place_in_wgmmas_operand(monkeypa
             columns = 64 * halves[0] + 8 * (register // 2) + 2 * (lane % 4)
             np.testing.assert_array_equal(found[:, 0], weights[rows, columns])
             np.testing.assert_array_equal(found[:, 1], weights[rows, columns + 1])
+
+
+def accumulators(product: np.ndarray) -> list:
+    """[64 outputs, tokens] as wgmma leaves it in the registers of a warpgroup."""
+    lane, warp = np.arange(THREADS) % 32, np.arange(THREADS) // 32
+    return [
+        value(product[16 * warp + lane // 4 + 8 * (i // 2 % 2), 8 * (i // 4) + 2 * (lane % 4) + i % 2], np.float32)
+        for i in range(product.shape[1] // 2)
+    ]
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_results_are_written_where_they_belong(monkeypatch, gated, dtype):
+    """Tokens 3 to 26 of 22, outputs 64 to 127 of 192: what is past the last token stays what it was."""
+    tokens, first, m, row, outputs = 24, 3, 22, 64, 192
+    product = np.random.default_rng(0).normal(size=(64, tokens)).astype(np.float32)
+    threads = Threads(monkeypatch, 1 << 16)
+    monkeypatch.setattr(wgmma_results, "arith", ptx.arith)
+    width = outputs // 2 if gated else outputs
+    out = threads.put(np.full((m, width), 7, jnp.dtype(dtype)))
+    write = wgmma_results.write_gated if gated else wgmma_results.write_product
+    places = [Int(value(number, np.uint32)) for number in (first, row)]
+    write(accumulators(product), ptx.global_address(out), *places, m, outputs, SHORT_NAMES[dtype])
+    found = threads.get(out, jnp.dtype(dtype)).astype(np.float32)
+    turns = product.reshape(-1, 2, 8, tokens).astype(np.float64)
+    if gated:
+        product = (turns[:, 0] / (1 + np.exp(-turns[:, 0])) * turns[:, 1]).reshape(32, tokens)
+        row //= 2
+    expected = np.full((m, width), 7.0)
+    expected[first:, row : row + len(product)] = product.T[: m - first].astype(jnp.dtype(dtype))
+    np.testing.assert_allclose(found, expected, rtol=1e-2 if dtype == "bfloat16" else 1e-3)
+    assert (found[:first] == 7).all()
