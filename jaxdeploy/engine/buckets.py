@@ -74,7 +74,7 @@ class Buckets:
         samplers = _grow(1, SAMPLER_GROWTH, max(batch_size * places, least_rows))
 
         def bucket(tokens: int, rows: int, *, decode: bool = False, checks: int = 0, mixed: bool = False) -> Bucket:
-            sampled = rows if decode or not (checks or mixed) else min(tokens, batch_size * places)
+            sampled = rows if decode else min(tokens, rows * places)
             return Bucket(tokens, rows, decode, next(size for size in samplers if size >= sampled), checks, mixed)
 
         decode = tuple(bucket(size, size, decode=True) for size in sizes)

@@ -56,4 +56,6 @@ def test_drafts_are_checked_in_buckets_of_their_own_unless_prompts_ride_along():
     assert buckets.fit([4, 5], decode=False).checks == 0, "5 tokens are a part of a prompt"
     assert buckets.fit([4] * 17, decode=False).checks == 0
     assert Buckets.of(batch_size=2, prefill_tokens=64, places=4).checking[-1].rows == 2
+    alone = Buckets.of(batch_size=48, prefill_tokens=4096, places=5, prompts_alone=True)
+    assert all(b.sampler_rows >= min(b.tokens, 5 * b.rows) for b in alone.prefill), "rows with drafts may ride along"
     assert Buckets.of(batch_size=48, prefill_tokens=1024).checking == ()

@@ -8,6 +8,7 @@ from support.tiny_engine import CONFIG, VOCABULARY, run_all, tiny_engine, tokens
 
 from jaxdeploy.config.engine import EngineConfig
 from jaxdeploy.config.generation import GenerationConfig
+from jaxdeploy.engine.buckets import Buckets
 from jaxdeploy.engine.engine import Engine
 from jaxdeploy.engine.limits import Limits
 from jaxdeploy.engine.request import Request
@@ -157,3 +158,29 @@ def test_a_step_full_of_answers_has_room_for_prompts():
     assert limits.mixed_tokens <= limits.prefill_tokens
     assert Limits.resolve(EngineConfig(session_len=20), CONFIG, platform="gpu").prefill_tokens == 20 * 128
     assert Limits.resolve(EngineConfig(num_tokens_per_iter=9999), CONFIG, platform="gpu").mixed_tokens == 4096
+
+
+@pytest.mark.parametrize("drafted", [0, 3])
+def test_steps_of_prompts_alone_in_shapes_of_their_own_make_the_same_tokens(engine, monkeypatch, drafted):
+    """As on a GPU, with drafts and without: the same requests by an engine that has those shapes and by one that has not."""
+    of = Buckets.of
+    monkeypatch.setattr("jaxdeploy.engine.buckets.LEAST_PROMPT_TOKENS", 16)
+    monkeypatch.setattr("jaxdeploy.engine.buckets.PROMPT_GROWTH", 4)
+    monkeypatch.setattr(Buckets, "of", lambda **options: of(**options | {"prompts_alone": True}))
+    other = tiny_engine(num_tokens_per_iter=8, num_speculative_tokens=drafted)
+    alone = {
+        bucket for bucket in other.executor.programs.models if not (bucket.mixed or bucket.decode or bucket.checks)
+    }
+    assert alone
+    used = set()
+    fit = Buckets.fit
+    monkeypatch.setattr(Buckets, "fit", lambda self, *a, **k: used.add(found := fit(self, *a, **k)) or found)
+    made = []
+    for each in (engine, other):
+        for i, length in enumerate((40, 3, 25, 55, 2)):
+            each.submit(Request(str(i), prompt(length, 200 + i) * 2 if drafted else prompt(length, 200 + i), greedy(9)))
+        outputs = run_all(each)
+        made.append([tokens_of(outputs, str(i)) for i in range(5)])
+    assert made[0] == made[1]
+    assert used & alone
+    assert other.executor.compile_misses == 0
