@@ -160,14 +160,13 @@ def test_a_step_full_of_answers_has_room_for_prompts():
     assert Limits.resolve(EngineConfig(num_tokens_per_iter=9999), CONFIG, platform="gpu").mixed_tokens == 4096
 
 
-@pytest.mark.parametrize("drafted", [0, 3])
-def test_steps_of_prompts_alone_in_shapes_of_their_own_make_the_same_tokens(engine, monkeypatch, drafted):
-    """As on a GPU, with drafts and without: the same requests by an engine that has those shapes and by one that has not."""
+def test_steps_of_prompts_alone_in_shapes_of_their_own_make_the_same_tokens(engine, monkeypatch):
+    """As on a GPU, and with drafts: the same requests by an engine that has those shapes and by one that has not."""
     of = Buckets.of
     monkeypatch.setattr("jaxdeploy.engine.buckets.LEAST_PROMPT_TOKENS", 16)
     monkeypatch.setattr("jaxdeploy.engine.buckets.PROMPT_GROWTH", 4)
     monkeypatch.setattr(Buckets, "of", lambda **options: of(**options | {"prompts_alone": True}))
-    other = tiny_engine(num_tokens_per_iter=8, num_speculative_tokens=drafted)
+    other = tiny_engine(num_tokens_per_iter=8, num_speculative_tokens=3)
     alone = {
         bucket for bucket in other.executor.programs.models if not (bucket.mixed or bucket.decode or bucket.checks)
     }
@@ -178,7 +177,7 @@ def test_steps_of_prompts_alone_in_shapes_of_their_own_make_the_same_tokens(engi
     made = []
     for each in (engine, other):
         for i, length in enumerate((40, 3, 25, 55, 2)):
-            each.submit(Request(str(i), prompt(length, 200 + i) * 2 if drafted else prompt(length, 200 + i), greedy(9)))
+            each.submit(Request(str(i), prompt(length, 200 + i) * 2, greedy(9)))
         outputs = run_all(each)
         made.append([tokens_of(outputs, str(i)) for i in range(5)])
     assert made[0] == made[1]

@@ -15,10 +15,8 @@ from pallas_kernels.int4_matmul.warp_cut import WarpConfig
 
 
 @pytest.mark.parametrize("cluster", [1, 2])
-@pytest.mark.parametrize("sharing", [0, 40, 132])
-@pytest.mark.parametrize(
-    ("tiles", "steps"), [(224, 32), (128, 16), (32, 112), (3, 1), (1, 5), (132, 4), (133, 7), (1000, 3), (131, 148)]
-)
+@pytest.mark.parametrize("sharing", [0, 132])
+@pytest.mark.parametrize(("tiles", "steps"), [(224, 32), (32, 112), (3, 1), (1, 5), (132, 4), (133, 7)])
 def test_every_step_of_every_tile_is_one_units_and_owners_know_their_helpers(tiles, steps, sharing, cluster):
     shares = Shares.of(StreamConfig(2, 256, 3, cluster, min(sharing, 132 // cluster)), tiles, steps)
     units = np.arange(shares.units)
@@ -116,9 +114,9 @@ def test_a_gate_halves_the_outputs(config):
     [WgmmaConfig(2, 64, 3), WgmmaConfig(2, 64, 3, in_flight=2), StreamConfig(2, 64, 3, 2, 66)],
     ids=["wgmma", "two in flight", "stream"],
 )
-@pytest.mark.parametrize("blocks", [1, 2, 3, 4])
 @pytest.mark.parametrize(
-    ("group_size", "dtype"), [(16, "bfloat16"), (32, "float16"), (64, "bfloat16"), (128, "float16")]
+    ("blocks", "group_size", "dtype"),
+    [(1, 16, "bfloat16"), (2, 32, "float16"), (3, 64, "bfloat16"), (4, 128, "float16")],
 )
 def test_lowers_with_few_blocks_of_inputs_and_every_group_size(config, blocks, group_size, dtype):
     assert "mosaic_gpu" in lower(64, 128 * blocks, 128, config, group_size, dtype)

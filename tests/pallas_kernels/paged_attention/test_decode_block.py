@@ -115,7 +115,6 @@ def check_rows(out, cache: Cache, q, **options) -> None:
         (8, 18, 1, 128, {}),  # two units of a KV head's columns
         (8, 4, 1, 64, {"soft_cap": 3.0}),
         (4, 2, 2, 96, {"window": 20}),
-        (4, 2, 1, 256, {}),
     ],
     ids=str,
 )
