@@ -78,23 +78,22 @@ class Float:
 
     def from_lane(self, lane: Int | int) -> "Float":
         """The value that another thread of the warp holds."""
-        return _shuffle("idx", self, lane)
+        return Float(_shuffle("idx", self.value, lane, ptx.f32()))
 
     def from_lane_xor(self, mask: int) -> "Float":
         """The value of the thread whose number differs in these bits."""
-        return _shuffle("bfly", self, mask)
+        return Float(_shuffle("bfly", self.value, mask, ptx.f32()))
 
 
 def from_lane_xor_word(x: Int, mask: int) -> Int:
     """The word of the thread whose number differs in these bits."""
-    text = "shfl.sync.bfly.b32 $0, $1, $2, 31, 0xffffffff;"
-    return Int(_collective(text, x.value, ptx.constant(mask).value, result=ptx.i32()))
+    return Int(_shuffle("bfly", x.value, mask, ptx.i32()))
 
 
-def _shuffle(kind: str, x: Float, lane: Int | int) -> Float:
+def _shuffle(kind: str, x: ir.Value, lane: Int | int, result: ir.Type) -> ir.Value:
     operand = lane if isinstance(lane, Int) else ptx.constant(lane)
     text = f"shfl.sync.{kind}.b32 $0, $1, $2, 31, 0xffffffff;"
-    return Float(_collective(text, x.value, operand.value, result=ptx.f32()))
+    return _collective(text, x, operand.value, result=result)
 
 
 def _collective(text: str, *operands: ir.Value, result: ir.Type) -> ir.Value:

@@ -80,6 +80,11 @@ def parser() -> argparse.ArgumentParser:
     return options
 
 
+def load_lengths(options: argparse.Namespace) -> tuple[int, int]:
+    """Tokens in and out of a request of ``load``."""
+    return options.load_prompt or options.prompt, options.load_new or options.new
+
+
 def build(options: argparse.Namespace) -> tuple[Engine, dict[str, float]]:
     """The engine, warmed up, and the seconds of each phase since the process began."""
     phases = {"import": process_age()}
@@ -97,7 +102,7 @@ def build(options: argparse.Namespace) -> tuple[Engine, dict[str, float]]:
     phases["random weights"] = time.perf_counter() - begun
     longest = max(
         options.prompt + options.new,
-        (options.load_prompt or options.prompt) + (options.load_new or options.new),
+        sum(load_lengths(options)),
         *(length + 8 for length in options.prefill),
     )
     engine_options = EngineConfig(
@@ -168,10 +173,11 @@ def run(options: argparse.Namespace, wanted: list[str]) -> dict[str, Any]:
             show("prefill", row)
     if "load" in wanted:
         report["load"] = []
+        prompt, new = load_lengths(options)
         for concurrency in options.load_concurrency or options.concurrency:
             requests = jobs(
-                options.lengths, options.requests, prompt=options.load_prompt or options.prompt,
-                new=options.load_new or options.new, vocabulary=engine.config.vocab_size, seed=options.seed + concurrency,
+                options.lengths, options.requests, prompt=prompt, new=new,
+                vocabulary=engine.config.vocab_size, seed=options.seed + concurrency,
             )  # fmt: skip
             report["load"].append(measure.load(engine, requests, concurrency))
             show("load", report["load"][-1])

@@ -164,9 +164,7 @@ def compile_cut(shape: Shape, config: Config, folder: Path, target: Target, dtyp
     os.environ |= {"MOSAIC_GPU_DUMP_TO": str(folder), "MOSAIC_GPU_DUMP_PTX": "1", "MOSAIC_GPU_CUDA_ROOT": root}
     # Mosaic asks the process's own GPU for the architecture, and takes Hopper's where there is none.
     with mock.patch("jax.experimental.mosaic.gpu.utils._infer_arch", return_value=target.capability):
-        jax.jit(lambda *arrays: choice.kernel_of(config)(*arrays, outputs=shape.n, config=config)).lower(
-            *described
-        ).compile()
+        jax.jit(lambda *arrays: choice.kernel_of(config)(*arrays, outputs=shape.n)).lower(*described).compile()
     [ptx] = folder.glob("*.ptx")
     return ptx
 
@@ -185,7 +183,10 @@ def wanted(options: argparse.Namespace) -> Iterator[tuple[Shape, Config]]:
     if options.table:
         path = Path(choice.__file__).with_name("tuned") / f"{options.table}.json"
         for entry in json.loads(path.read_text(encoding="utf-8"))["entries"]:
-            yield Shape(*(entry[name] for name in ("m", "k", "n", "group_size"))), config_of(entry["config"])
+            yield (
+                Shape(*(entry[name] for name in ("m", "k", "n", "group_size"))),
+                choice.KINDS[entry["kernel"]](**entry["config"]),
+            )
 
 
 def main() -> int:

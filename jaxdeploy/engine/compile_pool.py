@@ -13,6 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxdeploy.weights.packing_together import out_of_memory
+
 MOST_THREADS = min(16, os.cpu_count() or 4)
 TRIED_COPIES = 2
 """Of the largest matrix that one compilation may need: the matrix, and its results by several kernels."""
@@ -71,7 +73,7 @@ class CompilePool:
             try:
                 compiled = job.result()
             except jax.errors.JaxRuntimeError as error:
-                if "RESOURCE_EXHAUSTED" not in str(error):
+                if not out_of_memory(error):
                     raise
                 crowded.append((name, arguments))
                 continue

@@ -10,7 +10,6 @@ import numpy as np
 from jaxdeploy import runtime
 from jaxdeploy.cache.sizing import MemoryPlan
 from jaxdeploy.config.engine import EngineConfig
-from jaxdeploy.config.generation import GenerationConfig
 from jaxdeploy.engine.buckets import Bucket
 from jaxdeploy.engine.device_inputs import DeviceInputs
 from jaxdeploy.engine.limits import Limits
@@ -106,10 +105,9 @@ class Executor:
         if not self.programs.models:
             self.programs.compile(progress)
         nobody = np.int32(self.limits.batch_size)
-        neutral = SlotOptions.of(GenerationConfig(), seed=0, stop_ids=())
         words = self.state.mask.shape[1]
         self.state = self._set_mask(self.state, nobody, np.zeros(words, np.uint32))
-        self.state = self._admit(self.state, neutral.packed(self.limits.batch_size))
+        self.state = self._admit(self.state, SlotOptions.neutral().packed(self.limits.batch_size))
         self.count(self.limits.batch_size, [], 0)
         self._inputs.warm_up()
         self._compiled_by_warm_up = runtime.compilations()

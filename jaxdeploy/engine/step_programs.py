@@ -62,8 +62,6 @@ class StepPrograms:
                 model, weights, options, limits, self.buckets, device, self._cache, on_compiling=self._tracers.start
             )
             unless_planned.pop_all()
-        free = self.memory.device_bytes - self.memory.weight_bytes
-        self._compile_threads = threads_that_fit(weights, free) if device.platform == "gpu" else MOST_THREADS
         self.wanted = ProgramSet.of(
             model, weights, options, limits, self.buckets, num_pages=self.memory.num_pages, platform=device.platform
         ).placed(SingleDeviceSharding(device))
@@ -115,7 +113,9 @@ class StepPrograms:
             if cancelled is not None and cancelled.is_set():
                 raise CancelledError
 
-        compiling = CompilePool(self._cache.compile, self._compile_threads)
+        free = self.memory.device_bytes - self.memory.weight_bytes
+        threads = threads_that_fit(self.wanted.weights, free) if self.wanted.platform == "gpu" else MOST_THREADS
+        compiling = CompilePool(self._cache.compile, threads)
         with self._tracers, compiling, ThreadPoolExecutor(MOST_THREADS) as pool:
             check()
             report()

@@ -62,6 +62,11 @@ class SlotOptions:
             logprobs=np.bool_(config.logprobs is not None),
         )
 
+    @classmethod
+    def neutral(cls) -> "SlotOptions":
+        """Of a slot that nobody has: greedy, and nothing else."""
+        return cls.of(GenerationConfig(), seed=0, stop_ids=())
+
     def packed(self, slot: int) -> np.ndarray:
         """One slot's options, and which slot it is, as one int32 array: fourteen uploads cost fourteen times one."""
         leaves = jax.tree.leaves(self)
@@ -71,8 +76,7 @@ class SlotOptions:
     @classmethod
     def unpack(cls, packed: Int32[Array, " n"]) -> "tuple[Int32[Array, ''], SlotOptions]":
         """The slot and the options that ``packed`` wrote, inside a compiled program."""
-        neutral = cls.of(GenerationConfig(), seed=0, stop_ids=())
-        leaves, structure = jax.tree.flatten(neutral)
+        leaves, structure = jax.tree.flatten(cls.neutral())
         found, start = [], 1
         for leaf in leaves:
             words = packed[start : start + leaf.size].reshape(leaf.shape)
@@ -110,7 +114,7 @@ class SlotState:
     @classmethod
     def create(cls, slots: int, vocab_size: int) -> "SlotState":
         """Empty slots on the default device."""
-        neutral = SlotOptions.of(GenerationConfig(), seed=0, stop_ids=())
+        neutral = SlotOptions.neutral()
         return cls(
             options=jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (slots, *np.shape(leaf))).copy(), neutral),
             in_prompt=jnp.zeros((slots, vocab_size), bool),

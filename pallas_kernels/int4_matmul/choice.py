@@ -15,6 +15,7 @@ from pallas_kernels.int4_matmul.mosaic_warp import int4_matmul_warp
 from pallas_kernels.int4_matmul.mosaic_wgmma import MULTIPROCESSORS, WgmmaConfig, int4_matmul_wgmma
 from pallas_kernels.int4_matmul.tiles import BLOCK, STRIP, groups_per_tile, padded
 from pallas_kernels.int4_matmul.warp_cut import MAX_SHARED, WarpConfig
+from pallas_kernels.int4_matmul.wgmma_registers import ring_bytes
 
 Config = WarpConfig | WgmmaConfig | StreamConfig
 KINDS: dict[str, type[Config]] = {"warp": WarpConfig, "wgmma": WgmmaConfig, "stream": StreamConfig}
@@ -110,25 +111,27 @@ def warp_rule(shape: Shape, capability: tuple[int, int] = HOPPER) -> WarpConfig 
 
 def wgmma_rule(shape: Shape) -> WgmmaConfig:
     """Many outputs a block for few tokens, many tokens a block for many; inputs cut until every multiprocessor has a block."""
-    groups = groups_per_tile(shape.group_size)
     tokens = next((t for t in (8, 16, 32, 64, 128) if shape.m <= t), 256)
     rows = 4 if tokens <= 64 else 2
     tiles = -(-shape.strips // (4 * rows)) * -(-shape.m // tokens)
     if tokens == 256 and tiles < MULTIPROCESSORS // 2:
         tokens, tiles = 128, -(-shape.strips // 8) * -(-shape.m // 128)
     split = max(1, min(MULTIPROCESSORS // tiles, shape.blocks // 4))
-    stages = next(s for s in (6, 5, 4, 3, 2) if WgmmaConfig(rows, tokens, s, split).shared_bytes(groups) <= MAX_SHARED)
-    return WgmmaConfig(rows, tokens, stages, split)
+    return WgmmaConfig(rows, tokens, most_stages(shape, rows, tokens), split)
 
 
 def stream_rule(shape: Shape) -> StreamConfig:
     """Blocks that stay, in pairs; a last round that is far from full is shared out."""
-    groups = groups_per_tile(shape.group_size)
     tokens = next((t for t in (16, 32, 64, 128) if shape.m <= t), 256)
-    stages = next(s for s in (6, 5, 4, 3, 2) if StreamConfig(2, tokens, s).shared_bytes(groups) <= MAX_SHARED)
-    config = StreamConfig(2, tokens, stages, cluster=2)
+    config = StreamConfig(2, tokens, most_stages(shape, 2, tokens), cluster=2)
     rest = config.tiles(shape.strips, shape.m) % config.units
     return replace(config, sharing=config.units) if rest <= _FULL_ENOUGH * config.units else config
+
+
+def most_stages(shape: Shape, rows: int, tokens: int) -> int:
+    """Depth of a ring that fits: 6 at most, more were no faster."""
+    groups = groups_per_tile(shape.group_size)
+    return next(stages for stages in (6, 5, 4, 3, 2) if ring_bytes(rows, tokens, stages, groups) <= MAX_SHARED)
 
 
 def invariant_config(shape: Shape) -> WgmmaConfig:

@@ -25,13 +25,11 @@ from pallas_kernels import ptx
 from pallas_kernels.int4_matmul.mosaic_wgmma import MULTIPROCESSORS
 from pallas_kernels.int4_matmul.tiles import BLOCK, STRIP
 from pallas_kernels.int4_matmul.warp_cut import MAX_SHARED
-from pallas_kernels.int4_matmul.wgmma_registers import SWIZZLED, dequantized, multiplied, zeros
+from pallas_kernels.int4_matmul.wgmma_registers import REGISTERS, SWIZZLED, dequantized, multiplied, ring_bytes, zeros
 from pallas_kernels.int4_matmul.wgmma_results import hand_over, store_result, take_over
 
 FLAGS = 4 * MULTIPROCESSORS
 """One for every warpgroup that may write a part. The same number for all calls, so that they share one array of zeros."""
-_REGISTERS = {1: 232, 2: 240, 3: 160, 4: 112}
-"""Registers of a thread of so many computing warpgroups, what ``setmaxnreg`` can give beside a memory warpgroup of 24."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +67,7 @@ class StreamConfig:
 
     def shared_bytes(self, groups_per_tile: int) -> int:
         """Shared memory of a block."""
-        weights = 4 * self.rows * (STRIP * BLOCK // 2 + groups_per_tile * STRIP * 4)
-        return self.stages * (weights + self.tokens * BLOCK * 2) + 1024
+        return ring_bytes(self.rows, self.tokens, self.stages, groups_per_tile)
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +277,7 @@ def _call(
 
         @pl.when(group < rows)
         def _compute():
-            plgpu.set_max_registers(_REGISTERS[rows], action="increase")
+            plgpu.set_max_registers(REGISTERS[rows], action="increase")
             lax.fori_loop(0, count, compute, jnp.int32(0))
 
         @pl.when(group == rows)

@@ -23,13 +23,11 @@ from jaxtyping import Array, Float, Int32
 from pallas_kernels import ptx
 from pallas_kernels.int4_matmul.tiles import BLOCK, STRIP, gate
 from pallas_kernels.int4_matmul.warp_cut import MAX_SHARED
-from pallas_kernels.int4_matmul.wgmma_registers import SWIZZLED, dequantized, multiplied, zeros
+from pallas_kernels.int4_matmul.wgmma_registers import REGISTERS, SWIZZLED, dequantized, multiplied, ring_bytes, zeros
 from pallas_kernels.int4_matmul.wgmma_results import store_part
 
 MULTIPROCESSORS = 132
 """Of an H100 or H200: what a round of blocks fills."""
-_REGISTERS = {1: 232, 2: 240, 3: 160, 4: 112}
-"""Registers of a thread of so many computing warpgroups, what ``setmaxnreg`` can give beside a memory warpgroup of 24."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +57,7 @@ class WgmmaConfig:
 
     def shared_bytes(self, groups_per_tile: int) -> int:
         """Shared memory of a block."""
-        weights = 4 * self.rows * (STRIP * BLOCK // 2 + groups_per_tile * STRIP * 4)
-        return self.stages * (weights + self.tokens * BLOCK * 2) + 1024
+        return ring_bytes(self.rows, self.tokens, self.stages, groups_per_tile)
 
 
 def int4_matmul_wgmma(
@@ -201,7 +198,7 @@ def _call(
 
         @pl.when(group < rows)
         def _compute():
-            plgpu.set_max_registers(_REGISTERS[rows], action="increase")
+            plgpu.set_max_registers(REGISTERS[rows], action="increase")
             compute()
 
         @pl.when(group == rows)

@@ -20,7 +20,7 @@ from pallas_kernels.int4_matmul.choice import MULTIPROCESSORS, Config, Shape, fi
 from pallas_kernels.int4_matmul.mosaic_stream import StreamConfig
 from pallas_kernels.int4_matmul.mosaic_wgmma import WgmmaConfig
 from pallas_kernels.int4_matmul.tiles import groups_per_tile, padded
-from pallas_kernels.int4_matmul.warp_cut import MAX_SHARED, WarpConfig
+from pallas_kernels.int4_matmul.warp_cut import WarpConfig
 from pallas_kernels.timing import microseconds
 
 FIRST_MODELS = ("llama-3-8b", "internlm2.5-1.8b", "internlm2.5-7b", "qwen2.5-7b", "mistral-7b")
@@ -126,26 +126,20 @@ def _wgmma_candidates(shape: Shape) -> list[Config]:
     rule = choice.wgmma_rule(shape)
     found: list[Config] = [rule, replace(rule, in_flight=2)]
     for rows, tokens in pairs:
-        stages = _most_stages(shape, rows, tokens)
+        stages = choice.most_stages(shape, rows, tokens)
         tiles = -(-shape.strips // (4 * rows)) * -(-shape.m // tokens)
         fill = min(MULTIPROCESSORS // tiles, shape.blocks // 4)
         splits = dict.fromkeys((1, fill, 2) if fill > 1 else (1,))
         found += [WgmmaConfig(rows, tokens, stages, split, in_flight=2) for split in splits]
     if tile >= 128:
         for rows, tokens in ((2, tile), (1, tile), (2, 128)):
-            stages = _most_stages(shape, rows, tokens)
+            stages = choice.most_stages(shape, rows, tokens)
             found += [
                 StreamConfig(rows, tokens, stages, cluster, sharing)
                 for cluster in (1, 2)
                 for sharing in (0, MULTIPROCESSORS // cluster)
             ]
     return found
-
-
-def _most_stages(shape: Shape, rows: int, tokens: int) -> int:
-    """6 at most: more were no faster."""
-    groups = groups_per_tile(shape.group_size)
-    return next((s for s in (6, 5, 4, 3) if WgmmaConfig(rows, tokens, s).shared_bytes(groups) <= MAX_SHARED), 2)
 
 
 def calls(shape: Shape) -> int:

@@ -20,6 +20,14 @@ SWIZZLED: tuple[Any, ...] = (
 )
 """How x lies in shared memory."""
 ACCUMULATOR = plgpu.Layout._WGMMA_ACC_32BIT
+REGISTERS = {1: 232, 2: 240, 3: 160, 4: 112}
+"""Registers of a thread of so many computing warpgroups, what ``setmaxnreg`` can give beside a memory warpgroup of 24."""
+
+
+def ring_bytes(rows: int, tokens: int, stages: int, groups_per_tile: int) -> int:
+    """Shared memory of a block: ``stages`` times the tiles of 64 * ``rows`` outputs and x of ``tokens`` tokens, 128 inputs each."""
+    weights = 4 * rows * (STRIP * BLOCK // 2 + groups_per_tile * STRIP * 4)
+    return stages * (weights + tokens * BLOCK * 2) + 1024
 
 
 def dequantized(words, meta, group, groups: int, dtype: str, half: int | None = None):
